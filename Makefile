@@ -1,0 +1,41 @@
+# Every target sets up what it needs on a machine that has only Python (3.11 or later) and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format docs clean
+
+help: ## Explain every target
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "cong needs Python 3.11 or later; $(PYTHON) is older. Try: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## The whole method in the lab's tiny world, with a table and an HTML report (under 5 minutes)
+	$(BIN)/cong lab demo --config configs/lab.yaml
+
+test: $(READY) ## Every test
+	$(BIN)/python -m pytest
+
+check: $(READY) ## Format, lint, strict types, import rules, docs build
+	$(BIN)/ruff format --check cong tests
+	$(BIN)/ruff check cong tests
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_house.py
+	$(BIN)/mkdocs build --strict --quiet
+
+format: $(READY) ## Rewrite the code in the house format
+	$(BIN)/ruff format cong tests
+	$(BIN)/ruff check --fix cong tests
+
+docs: $(READY) ## Serve the documentation on http://127.0.0.1:8001 while editing it
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -1,0 +1,41 @@
+"""The `cong` command: local work on files and folders. Knows no Ray, no HTTP server, and nothing of jobs.
+
+Every command is one function that takes the parsed arguments and returns the exit code; its options are declared
+beside it. What a user got wrong ends in one line on stderr and exit code 2, without a traceback.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from cong import __version__
+from cong.cli.config import add_config_commands
+from cong.cli.lab import add_lab_commands
+from cong.errors import CongError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="cong", description="Contrastive weak-to-strong generation and training, from the command line."
+    )
+    parser.add_argument("--version", action="version", version=f"cong {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    add_config_commands(commands)
+    add_lab_commands(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    run = cast(Callable[[argparse.Namespace], int], arguments.run)
+    try:
+        return run(arguments)
+    except CongError as error:
+        print(f"cong: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cong: interrupted", file=sys.stderr)
+        return 130

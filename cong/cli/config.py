@@ -1,0 +1,54 @@
+"""`cong config`: look at a configuration before anything runs, and the options that every configured command shares."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cong.config import RunConfig, dump_config, load_config
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """`--config`, `--set` and `--dry-run`, the same for every command that reads a configuration."""
+    parser.add_argument(
+        "--config", action="append", default=[], type=Path, metavar="FILE", help="YAML file; later ones win"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="one setting, over all files"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+
+
+def resolve_config(arguments: argparse.Namespace) -> RunConfig:
+    """The configuration that a command's options describe."""
+    return load_config(RunConfig, arguments.config, arguments.overrides)
+
+
+def print_config(config: RunConfig) -> int:
+    """What `--dry-run` does instead of the work."""
+    sys.stdout.write(dump_config(config))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    config = load_config(RunConfig, arguments.files, arguments.overrides)
+    if arguments.dry_run:
+        return print_config(config)
+    print(f"{' + '.join(map(str, arguments.files))}: every setting is known and within its bounds")
+    return 0
+
+
+def add_config_commands(commands: "Commands") -> None:
+    """Declare `cong config ...`."""
+    parser = commands.add_parser("config", help="check configuration files and print what they resolve to")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    check = actions.add_parser("check", help="check files; exit code 2 and the wrong keys' names if they are wrong")
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="YAML file; later ones win")
+    check.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="one setting, over all files"
+    )
+    check.add_argument("--dry-run", action="store_true", help="print the resolved configuration")
+    check.set_defaults(run=_check)

@@ -1,0 +1,163 @@
+"""Files and overrides to one checked configuration, and back to text.
+
+A wrong setting is reported with its dotted name, its value, and for an unknown key the nearest known one; all wrong
+settings of a file are reported at once.
+"""
+
+import difflib
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cong.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, and reads 1e-4 as the number it looks like."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise ConfigError(f"key {key!r} is given twice (line {key_node.start_mark.line + 1}); keep one")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
+    try:
+        content = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}; a configuration is a mapping of sections")
+    return content
+
+
+def parse_override(assignment: str) -> tuple[list[str], Any]:
+    """`a.b=c` as its path and its value, the value read as YAML."""
+    name, equals, text = assignment.partition("=")
+    path = name.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"--set {assignment!r}: write it as section.key=value")
+    try:
+        return path, yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {assignment!r}: the value is not YAML: {error}") from error
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[str | int]) -> dict[str, str]:
+    """Keys that are allowed at `path`, each with its dotted name."""
+    models = [model]
+    for key in path:
+        fields = [m.model_fields[key] for m in models if isinstance(key, str) and key in m.model_fields]
+        if fields:
+            models = [m for field in fields for m in _models_in(field.annotation)]
+    prefix = ".".join(str(key) for key in path)
+    return {name: f"{prefix}.{name}" if prefix else name for m in models for name in m.model_fields}
+
+
+def _all_keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[str]]:
+    """Every key of the tree below a model: name -> dotted names."""
+    found: dict[str, list[str]] = {}
+    for name, field in model.model_fields.items():
+        dotted = f"{prefix}.{name}" if prefix else name
+        found.setdefault(name, []).append(dotted)
+        for inner in _models_in(field.annotation):
+            for key, places in _all_keys(inner, dotted).items():
+                found.setdefault(key, []).extend(places)
+    return found
+
+
+def _nearest(model: type[BaseModel], path: Sequence[str | int]) -> str:
+    """The known key that an unknown one was most likely meant to be: in its section first, then anywhere."""
+    wrong = str(path[-1])
+    here = _known_keys(model, path[:-1])
+    elsewhere = _all_keys(model)
+    if wrong in elsewhere:
+        return elsewhere[wrong][0]
+    close = difflib.get_close_matches(wrong, here, n=1, cutoff=0.5)
+    if close:
+        return here[close[0]]
+    close = difflib.get_close_matches(wrong, elsewhere, n=1, cutoff=0.6) or difflib.get_close_matches(
+        wrong, here, n=1, cutoff=0.0
+    )
+    return here.get(close[0]) or elsewhere[close[0]][0] if close else "none: this section takes no keys"
+
+
+def _describe(model: type[BaseModel], error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        path = problem["loc"]
+        name = ".".join(str(key) for key in path)
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key {name!r}; the nearest known one is {_nearest(model, path)!r}")
+        else:
+            lines.append(f"{name or 'configuration'} is {problem['input']!r}: {problem['msg']}")
+    return lines
+
+
+def check(model: type[Model], content: Mapping[str, Any], origin: str) -> Model:
+    """The content as a checked model; `origin` names it in errors."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = _describe(model, error)
+        raise ConfigError("\n  ".join([f"{origin}: {len(lines)} wrong setting(s)", *lines])) from error
+
+
+def load_config(model: type[Model], paths: Iterable[Path] = (), overrides: Iterable[str] = ()) -> Model:
+    """The configuration that files give, later ones over earlier, then overrides over all."""
+    content: dict[str, Any] = {}
+    origins = []
+    for path in paths:
+        content = _merge(content, read_yaml(path))
+        origins.append(str(path))
+    for assignment in overrides:
+        content = _merge(content, _nested(*parse_override(assignment)))
+        origins.append(f"--set {assignment}")
+    return check(model, content, " + ".join(origins) or "defaults")
+
+
+def dump_config(config: BaseModel) -> str:
+    """A resolved configuration as YAML that loads to the same value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,20 @@
+"""The whole configuration of a run; each section belongs to the program that reads it."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from cong.config.base import Settings
+from cong.config.lab import LabConfig
+
+
+class RunConfig(Settings):
+    """One file describes one run, for every program that takes part in it."""
+
+    output_dir: Path = Path("runs/lab")
+    """Everything the run writes for people lies here, its resolved configuration included."""
+    cache_dir: Path = Path(".cache/cong")
+    """Made things that can be made again; entries are keyed by everything they were made from."""
+    num_threads: int = Field(default=0, ge=0)
+    """Threads of one process for tensor work; 0 = as many as there are cores."""
+    lab: LabConfig = LabConfig()

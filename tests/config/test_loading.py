@@ -1,0 +1,126 @@
+"""Files and overrides: precedence, exact complaints, and that what is dumped loads again."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from cong.cli import main
+from cong.config import RunConfig, dump_config, load_config
+from cong.config.base import Settings
+from cong.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("**/*.yaml"))
+
+
+class Inner(Settings):
+    """A section."""
+
+    learning_rate: float = 1e-3
+    num_steps: int = 10
+
+
+class Outer(Settings):
+    """A configuration with sections of every shape."""
+
+    name: str = "run"
+    inner: Inner = Inner()
+    named: Mapping[str, Inner] = Field(default_factory=dict)
+    listed: tuple[Inner, ...] = ()
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_later_files_win_and_overrides_win_over_all(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.yaml", "name: a\ninner: {learning_rate: 1e-4, num_steps: 3}\n")
+    second = write(tmp_path / "b.yaml", "inner: {num_steps: 4}\n")
+    assert load_config(Outer, [first, second], ["inner.num_steps=5", "name=c"]) == Outer(
+        name="c", inner=Inner(learning_rate=1e-4, num_steps=5)
+    )
+    assert load_config(Outer, [first, second]).inner == Inner(learning_rate=1e-4, num_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("inner.lerning_rate=1", "unknown key 'inner.lerning_rate'; the nearest known one is 'inner.learning_rate'"),
+        ("iner.num_steps=1", "unknown key 'iner'; the nearest known one is 'inner'"),
+        ("num_steps=1", "unknown key 'num_steps'; the nearest known one is 'inner.num_steps'"),
+        ("named.a.num_step=1", "unknown key 'named.a.num_step'; the nearest known one is 'named.a.num_steps'"),
+        ("listed=[{nmu_steps: 1}]", "unknown key 'listed.0.nmu_steps'; the nearest known one is 'listed.0.num_steps'"),
+        ("inner.num_steps=many", "inner.num_steps is 'many'"),
+        ("inner.learning_rate=.nan", "inner.learning_rate is nan"),
+        ("inner=3", "inner is 3"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_remedy(override: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load_config(Outer, [], [override])
+
+
+def test_all_wrong_settings_are_reported_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "bad.yaml", "nmae: x\ninner: {num_steps: no, extra: 1}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(Outer, [path])
+    message = str(caught.value)
+    assert "bad.yaml: 3 wrong setting(s)" in message
+    assert all(name in message for name in ("nmae", "inner.num_steps", "inner.extra"))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("name: a\nname: b\n", "'name' is given twice (line 2)"),
+        ("inner: [1, 2\n", "is not YAML"),
+        ("- a\n- b\n", "holds a list"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load_config(Outer, [write(tmp_path / "bad.yaml", text)])
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.yaml: No such file"):
+        load_config(Outer, [Path("nowhere.yaml")])
+
+
+@pytest.mark.parametrize("assignment", ["inner", "=1", "a..b=1"])
+def test_an_override_that_is_no_assignment_is_refused(assignment: str) -> None:
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        load_config(Outer, [], [assignment])
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert load_config(Outer, [write(tmp_path / "empty.yaml", "")]) == Outer()
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Outer().name = "x"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_loads_and_dumps_to_itself(path: Path, tmp_path: Path) -> None:
+    config = load_config(RunConfig, [path])
+    assert load_config(RunConfig, [write(tmp_path / "again.yaml", dump_config(config))]) == config
+
+
+def test_there_are_shipped_configurations() -> None:
+    assert CONFIGS
+
+
+def test_the_command_checks_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "run.yaml", "num_threads: 1\n")
+    assert main(["config", "check", str(path)]) == 0
+    assert "every setting is known" in capsys.readouterr().out
+    assert main(["config", "check", str(path), "--dry-run", "--set", "num_threads=2"]) == 0
+    assert "num_threads: 2" in capsys.readouterr().out
+    assert main(["config", "check", str(path), "--set", "num_thread=2"]) == 2
+    assert "nearest known one is 'num_threads'" in capsys.readouterr().err
