@@ -43,7 +43,7 @@ OUTSIDE_ALLOWED_IN = {
     "transformers": ("cong/models/", "cong/lab/", "bench/"),
     "peft": ("cong/models/", "cong/train/"),
     "matplotlib": ("cong/report/",),
-    "jinja2": ("cong/report/",),
+    "jinja2": ("cong/report/", "cong/models/"),
     "argparse": ("cong/cli/", "serve/", "jobs/", "bench/"),
 }
 

@@ -1,0 +1,425 @@
+"""How each kind of plot looks: one function per kind draws onto matplotlib axes.
+
+Only `drawing` imports this module, after it has made sure that matplotlib is there. Figures are objects of their own:
+no pyplot, no state between calls.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from cong.report.plots import Axis, Bar, BarPlot, Histogram, Line, LinePlot, Panels, Plot, Reference, ScatterPlot
+from cong.report.tables import Estimate
+from cong.report.theme import COLOURS, SERIES
+
+Values = npt.NDArray[np.float64]
+Chart = LinePlot | BarPlot | ScatterPlot | Histogram
+
+PAPER, INK, MUTED = COLOURS["paper"].light, COLOURS["ink"].light, COLOURS["muted"].light
+RULE, GRID = COLOURS["rule"].light, COLOURS["grid"].light
+
+SMALL_PT = 8.0
+WIDTH_IN, HEIGHT_IN = 6.2, 3.3
+PANEL_WIDTH_IN, PANEL_HEIGHT_IN = 2.9, 2.4
+BAR_HEIGHT_IN = 0.3
+# Generous mean width of a character of the small text.
+SMALL_CHARACTER_IN = SMALL_PT * 0.62 / 72
+# More points than this make a file heavy and no picture clearer; statistics use all of them.
+MAX_POINTS_DRAWN = 2000
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+
+STYLE = {
+    "svg.hashsalt": "cong",
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.unicode_minus": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": SMALL_PT,
+    "ytick.labelsize": SMALL_PT,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.major.size": 3.0,
+    "ytick.major.size": 3.0,
+    "legend.frameon": False,
+    "legend.fontsize": SMALL_PT,
+    "legend.handlelength": 1.6,
+    "legend.columnspacing": 1.4,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "savefig.dpi": 200,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+}
+
+
+@dataclass(frozen=True)
+class Legend:
+    """Colour and marker of each name in a figure: one name looks the same in all its panels."""
+
+    names: tuple[str, ...]
+
+    def colour(self, name: str) -> str:
+        return SERIES[self.names.index(name) % len(SERIES)]
+
+    def marker(self, name: str) -> str:
+        return MARKERS[self.names.index(name) % len(MARKERS)]
+
+
+def draw(plot: Plot) -> Figure:
+    """A figure of the plot, laid out and ready to be saved."""
+    charts = tuple(plot.plots) if isinstance(plot, Panels) else (plot,)
+    num_columns = min(plot.num_columns, len(charts)) if isinstance(plot, Panels) else 1
+    num_rows = -(-len(charts) // num_columns)
+    figure = Figure(figsize=_size(charts, num_rows, num_columns), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(
+        num_rows, num_columns, squeeze=False, sharey=isinstance(plot, Panels) and plot.is_y_shared
+    ).ravel()
+    legend = Legend(tuple(dict.fromkeys(name for chart in charts for name in _names(chart))))
+    for axes, chart in zip(grid, charts, strict=False):
+        _draw_chart(axes, chart, legend)
+    for axes in grid[len(charts) :]:
+        axes.set_visible(False)
+    _add_legend(figure, charts, list(grid[: len(charts)]))
+    return figure
+
+
+def _draw_chart(axes: Axes, chart: Chart, legend: Legend) -> None:
+    match chart:
+        case LinePlot():
+            _draw_lines(axes, chart, legend)
+        case BarPlot():
+            _draw_bars(axes, chart, legend)
+        case ScatterPlot():
+            _draw_scatter(axes, chart)
+        case Histogram():
+            _draw_histogram(axes, chart, legend)
+    if chart.title:
+        axes.set_title(clean(chart.title))
+
+
+def _draw_lines(axes: Axes, plot: LinePlot, legend: Legend) -> None:
+    for line in plot.lines:
+        _draw_line(axes, plot, line, legend)
+    _set_axis(axes, "x", plot.x)
+    _set_axis(axes, "y", plot.y)
+    for reference in plot.references:
+        axes.axhline(reference.value, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1.5)
+    _label_at_right(axes, plot.references)
+
+
+def _draw_line(axes: Axes, plot: LinePlot, line: Line, legend: Legend) -> None:
+    x, y = _values(line.x, plot.x), _values(line.y, plot.y)
+    colour = legend.colour(line.label)
+    if line.low is not None and line.high is not None:
+        axes.fill_between(
+            x, _values(line.low, plot.y), _values(line.high, plot.y), color=colour, alpha=0.18, linewidth=0
+        )
+    if plot.smoothing > 0:
+        axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.35)
+        y = smoothed(y, plot.smoothing)
+    marker = legend.marker(line.label) if plot.has_markers else None
+    axes.plot(
+        x,
+        y,
+        color=colour,
+        label=clean(line.label),
+        marker=marker,
+        markersize=4.5,
+        markeredgecolor=PAPER,
+        markeredgewidth=0.6,
+    )
+
+
+def _draw_bars(axes: Axes, plot: BarPlot, legend: Legend) -> None:
+    seen: set[str] = set()
+    for row, bar in enumerate(plot.bars):
+        label = clean(bar.group) if bar.group and bar.group not in seen else None
+        seen.add(bar.group)
+        axes.barh(row, _mean(bar), height=0.62, color=legend.colour(bar.group), alpha=0.85, label=label)
+        text = _number(_mean(bar), plot.format)
+        if isinstance(bar.value, Estimate):
+            interval = [[bar.value.mean - bar.value.low], [bar.value.high - bar.value.mean]]
+            axes.errorbar(bar.value.mean, row, xerr=np.maximum(interval, 0.0), color=INK, linewidth=1.1, capsize=2.5)
+            text += f" [{_number(bar.value.low, plot.format)}, {_number(bar.value.high, plot.format)}]"
+        axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL_PT)
+    axes.set_yticks(range(len(plot.bars)), [clean(bar.label) for bar in plot.bars])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(len(plot.bars) - 0.4, -0.6)
+    axes.axvline(0, color=MUTED, linewidth=0.7)
+    _set_axis(axes, "x", plot.value)
+    for reference in plot.references:
+        axes.axvline(reference.value, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1.5)
+    _label_on_top(axes, plot.references)
+
+
+def _draw_scatter(axes: Axes, plot: ScatterPlot) -> None:
+    x, y = _values(plot.points_x, plot.x), _values(plot.points_y, plot.y)
+    is_measured = np.isfinite(x) & np.isfinite(y)
+    x, y = x[is_measured], y[is_measured]
+    shown = np.linspace(0, max(len(x) - 1, 0), min(len(x), MAX_POINTS_DRAWN)).astype(np.int64)
+    axes.plot(x[shown], y[shown], ".", color=SERIES[0], markersize=4.0, alpha=0.3, markeredgewidth=0)
+    _set_axis(axes, "x", plot.x)
+    _set_axis(axes, "y", plot.y)
+    facts = [f"n = {len(x):,}"]
+    if not len(x):
+        _say_empty(axes)
+    if (correlation := pearson(x, y)) is not None:
+        facts.insert(0, f"Pearson r = {_number(correlation, '.2f')}")
+    if plot.num_quantiles > 0 and len(x) >= plot.num_quantiles:
+        means = quantile_means(x, y, plot.num_quantiles)
+        name = "quartile" if plot.num_quantiles == 4 else f"{plot.num_quantiles}-quantile"
+        axes.plot(
+            means[:, 0],
+            means[:, 1],
+            color=SERIES[1],
+            marker="D",
+            markersize=6,
+            markeredgecolor=PAPER,
+            label=clean(f"mean by {name} of {plot.x.label}"),
+        )
+    # A rising cloud leaves the lower right corner free, a falling one the upper right.
+    height, side = (0.03, "bottom") if (correlation or 0.0) >= 0 else (0.97, "top")
+    axes.text(
+        0.99,
+        height,
+        "\n".join(facts),
+        transform=axes.transAxes,
+        ha="right",
+        va=side,
+        fontsize=SMALL_PT,
+        color=MUTED,
+        bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
+    )
+
+
+def _draw_histogram(axes: Axes, plot: Histogram, legend: Legend) -> None:
+    groups = {name: _values(values, plot.x) for name, values in plot.groups.items()}
+    groups = {name: values[np.isfinite(values)] for name, values in groups.items()}
+    groups = {name: values for name, values in groups.items() if len(values)}
+    edges = bin_edges(list(groups.values()), plot.num_bins, is_log=plot.x.is_log)
+    for name, values in groups.items():
+        share = 100 * np.histogram(values, edges)[0] / len(values)
+        axes.stairs(share, edges, fill=True, color=legend.colour(name), alpha=0.15)
+        axes.stairs(share, edges, color=legend.colour(name), linewidth=1.4, label=clean(name))
+    _set_axis(axes, "x", plot.x)
+    _set_axis(axes, "y", Axis("share of group", "%"))
+    axes.set_ylim(bottom=0)
+    if not groups:
+        _say_empty(axes)
+
+
+def smoothed(values: Values, weight: float) -> Values:
+    """Exponential average whose first values are not drawn toward zero and which leaves out missing ones.
+
+    `weight` is that of the past.
+    """
+    out = np.empty_like(values)
+    total = norm = 0.0
+    for index, value in enumerate(values):
+        if np.isfinite(value):
+            total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
+        out[index] = total / norm if norm else np.nan
+    return out
+
+
+def pearson(x: Values, y: Values) -> float | None:
+    """Pearson correlation, or None where it is not defined."""
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def quantile_means(x: Values, y: Values, num_quantiles: int) -> Values:
+    """Mean x and mean y of each equal-sized part of the points ordered by x, shape [num_quantiles, 2]."""
+    order = np.argsort(x, kind="stable")
+    return np.array([(x[part].mean(), y[part].mean()) for part in np.array_split(order, num_quantiles)])
+
+
+def bin_edges(groups: Sequence[Values], num_bins: int, *, is_log: bool = False) -> Values:
+    """Common bins; those of whole numbers are whole and centred on them."""
+    if not groups:
+        return np.array([0.0, 1.0])
+    values = np.concatenate(groups)
+    low, high = float(values.min()), float(values.max())
+    if is_log and low < high:
+        return np.geomspace(low, high, num_bins + 1)
+    if np.all(values == np.round(values)):
+        width = max(1, int(np.ceil((high - low + 1) / num_bins)))
+        return np.arange(low - 0.5, high + width, width, dtype=np.float64)
+    return np.linspace(low, high, num_bins + 1)
+
+
+def clean(text: str) -> str:
+    """Text without characters that XML cannot hold."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _values(values: Sequence[float], axis: Axis) -> Values:
+    """The values as an array; what a logarithmic axis cannot show is missing rather than clipped."""
+    array = np.array(values, dtype=np.float64)
+    if axis.is_log:
+        array[array <= 0] = np.nan
+    return array
+
+
+def _names(chart: Chart) -> list[str]:
+    match chart:
+        case LinePlot():
+            return [line.label for line in chart.lines]
+        case BarPlot():
+            return [bar.group for bar in chart.bars]
+        case Histogram():
+            return list(chart.groups)
+        case ScatterPlot():
+            return []
+
+
+def _say_empty(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color=MUTED)
+
+
+def _number(value: float, spec: str) -> str:
+    # With the minus sign that matplotlib puts on the axes.
+    return f"{value:{spec}}".replace("-", "−")
+
+
+def _mean(bar: Bar) -> float:
+    return bar.value.mean if isinstance(bar.value, Estimate) else bar.value
+
+
+def _size(charts: Sequence[Chart], num_rows: int, num_columns: int) -> tuple[float, float]:
+    if num_columns == 1 and num_rows == 1:
+        chart = charts[0]
+        return WIDTH_IN, 1.0 + BAR_HEIGHT_IN * len(chart.bars) if isinstance(chart, BarPlot) else HEIGHT_IN
+    return PANEL_WIDTH_IN * num_columns, PANEL_HEIGHT_IN * num_rows
+
+
+def _add_legend(figure: Figure, charts: Sequence[Chart], all_axes: Sequence[Axes]) -> None:
+    handles: dict[str, Artist] = {}
+    for axes in all_axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    # A lone curve, group or colour is explained by the caption.
+    is_needed = len(handles) > 1 or (handles and any(isinstance(chart, ScatterPlot) for chart in charts))
+    if not is_needed:
+        return
+    # Handle and gap take the room of some eight characters.
+    widest = max(len(label) for label in handles) + 8
+    num_columns = max(1, min(len(handles), int(figure.get_figwidth() / (SMALL_CHARACTER_IN * widest))))
+    figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=num_columns)
+
+
+def _set_axis(axes: Axes, which: str, axis: Axis) -> None:
+    is_x = which == "x"
+    label = clean(f"{axis.label} ({axis.unit})" if axis.unit else axis.label)
+    (axes.set_xlabel if is_x else axes.set_ylabel)(label)
+    ruler = axes.xaxis if is_x else axes.yaxis
+    if axis.is_log:
+        (axes.set_xscale if is_x else axes.set_yscale)("log", nonpositive="mask")
+        ruler.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=9))
+        ruler.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ruler.set_minor_formatter(NullFormatter())
+    else:
+        ruler.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    if axis.limits is not None:
+        (axes.set_xlim if is_x else axes.set_ylim)(*axis.limits)
+
+
+def _label_at_right(axes: Axes, references: Sequence[Reference]) -> None:
+    """Names of horizontal lines in the right margin, moved apart where they would overlap."""
+    if not references:
+        return
+    axes_height_pt = _panel_size_in(axes)[1] * 0.75 * 72
+    to_axes = axes.transScale + axes.transLimits
+    x = axes.get_xlim()[0]
+    ordered = sorted(references, key=lambda reference: reference.value)
+    heights_pt = [float(to_axes.transform((x, reference.value))[1]) * axes_height_pt for reference in ordered]
+    for reference, height_pt, moved_pt in zip(ordered, heights_pt, spread(heights_pt, SMALL_PT * 1.3), strict=True):
+        axes.annotate(
+            clean(reference.label),
+            (1.0, reference.value),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(4, moved_pt - height_pt),
+            textcoords="offset points",
+            va="center",
+            fontsize=SMALL_PT,
+            color=MUTED,
+            annotation_clip=False,
+        )
+
+
+def _label_on_top(axes: Axes, references: Sequence[Reference]) -> None:
+    """Names of vertical lines above the axes, on a higher line where they would overlap."""
+    low, high = axes.get_xlim()
+    # What remains of the width beside the names on the left and the numbers on the right.
+    axes_width_in = _panel_size_in(axes)[0] * 0.55
+    ends_in: list[float] = []
+    for reference in sorted(references, key=lambda reference: reference.value):
+        place_in = (reference.value - low) / (high - low) * axes_width_in
+        half_in = 0.5 * len(reference.label) * SMALL_CHARACTER_IN
+        level = next((level for level, end_in in enumerate(ends_in) if place_in - half_in > end_in), len(ends_in))
+        ends_in[level : level + 1] = [place_in + half_in]
+        axes.annotate(
+            clean(reference.label),
+            (reference.value, 1.0),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(0, 2 + level * SMALL_PT * 1.3),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=SMALL_PT,
+            color=MUTED,
+            annotation_clip=False,
+        )
+
+
+def _panel_size_in(axes: Axes) -> tuple[float, float]:
+    """Width and height of the axes' part of the figure, labels and margins included."""
+    figure, place = axes.get_figure(root=True), axes.get_subplotspec()
+    assert figure is not None
+    assert place is not None
+    grid = place.get_gridspec()
+    return figure.get_figwidth() / grid.ncols, figure.get_figheight() / grid.nrows
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Ascending places moved as little as a single sweep allows so that neighbours are at least `gap` apart."""
+    blocks: list[list[float]] = []
+    for place in places:
+        # A block is [centre, number of places]; overlapping blocks merge around their common mean.
+        blocks.append([place, 1.0])
+        while len(blocks) > 1:
+            (above, num_above), (below, num_below) = blocks[-1], blocks[-2]
+            if above - below >= gap * (num_above + num_below) / 2:
+                break
+            num = num_above + num_below
+            blocks[-2:] = [[(above * num_above + below * num_below) / num, num]]
+    return [centre + gap * (index - (num - 1) / 2) for centre, num in blocks for index in range(int(num))]
