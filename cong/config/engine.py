@@ -1,0 +1,21 @@
+"""Settings of the engine: what one accelerator holds and how much of it a step may use."""
+
+from pydantic import Field
+
+from cong.config.base import Settings
+
+
+class EngineConfig(Settings):
+    """Sizes that bound memory and latency; none of them changes a token."""
+
+    block_size: int = Field(default=16, ge=1, le=1024)
+    """Tokens of one block of keys and values."""
+    max_running: int = Field(default=256, ge=1)
+    """Sequences that are computed in one step."""
+    max_step_tokens: int = Field(default=1024, ge=1)
+    """Tokens that are computed in one step; a longer prompt takes several, and does not stall the others."""
+    kv_memory_bytes: int = Field(default=0, ge=0)
+    """Memory for keys and values; 0 = `kv_memory_fraction` of what is free once the weights are loaded."""
+    kv_memory_fraction: float = Field(default=0.5, gt=0.0, le=1.0)
+    stacks_networks: bool = True
+    """Run networks of identical shape as one module with stacked weights."""

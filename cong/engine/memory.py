@@ -1,0 +1,46 @@
+"""How many blocks of keys and values fit, and what a step must move and compute at least. Arithmetic on sizes only."""
+
+from cong.config.engine import EngineConfig
+from cong.engine.runner import Runner
+from cong.errors import NotEnoughMemory
+from cong.models import NetworkSet, available_memory
+
+_MIB = 2**20
+
+
+def plan_blocks(runner: Runner, networks: NetworkSet, config: EngineConfig) -> int:
+    """Blocks within the configured memory, and no more than every running sequence at full length could use."""
+    bytes_per_block = runner.bytes_per_token * config.block_size
+    free = available_memory(runner.device)
+    budget = config.kv_memory_bytes or int(free * config.kv_memory_fraction)
+    named = f"engine.kv_memory_bytes is {config.kv_memory_bytes / _MIB:.1f} MiB"
+    if not config.kv_memory_bytes:
+        named = f"{budget / _MIB:.1f} MiB are {config.kv_memory_fraction} (engine.kv_memory_fraction) of what is free"
+    if budget > free:
+        raise NotEnoughMemory(f"{named}, and {free / _MIB:.1f} MiB are free beside the weights; ask for less")
+    num_blocks = budget // bytes_per_block
+    if num_blocks < 2:
+        raise NotEnoughMemory(
+            f"{named}, and one block of {config.block_size} tokens takes {bytes_per_block / _MIB:.3f} MiB in all "
+            "networks; give room for at least 2 blocks, or make engine.block_size smaller"
+        )
+    if networks.context_length is None:
+        return num_blocks
+    return min(num_blocks, -(-networks.context_length // config.block_size) * config.max_running)
+
+
+class StepCost:
+    """Lower bounds of what a step moves and computes: every weight once, every key and value it looks at."""
+
+    def __init__(self, networks: NetworkSet, runner: Runner) -> None:
+        self._weight_bytes = networks.own_bytes
+        self._bytes_per_token = runner.bytes_per_token
+        self._operations_per_token = 2 * sum(network.num_parameters for network in networks.networks)
+
+    def num_bytes(self, context_tokens: int) -> int:
+        """Bytes of a step whose sequences look at so many tokens in all."""
+        return self._weight_bytes + context_tokens * self._bytes_per_token
+
+    def num_operations(self, num_tokens: int) -> int:
+        """Multiplications and additions with weights for so many computed tokens."""
+        return num_tokens * self._operations_per_token

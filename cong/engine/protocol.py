@@ -1,0 +1,136 @@
+"""What an engine is to whoever uses it: requests in, events out, one step at a time. Knows nothing of how it is done.
+
+An engine belongs to one thread. `events` does one step of work and returns what happened in it; between steps
+requests may come and go.
+"""
+
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from cong.schemas import NetworkIdentity, Prompt, SampleRecord, SamplingParameters, Score
+
+
+class TokenRecord(NamedTuple):
+    """What a step says about one token that was drawn or scored."""
+
+    token_id: int
+    logprobs: tuple[float, ...]
+    """Under each network, at temperature 1."""
+    mixture_logprob: float = 0.0
+    """Under the distribution it was drawn from."""
+    head_size: int = 0
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Samples wanted of one prompt, under an id that the caller chooses."""
+
+    request_id: str
+    prompt: Prompt
+    parameters: SamplingParameters
+    sample_indices: tuple[int, ...] = (0,)
+    deadline_s: float | None = None
+    """Seconds from submission; what is unfinished then ends as it is."""
+    streams: bool = False
+    """Whether every token is reported, not only finished samples."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A completion to be scored under every network, under an id that the caller chooses."""
+
+    request_id: str
+    prompt: Prompt
+    completion_token_ids: tuple[int, ...]
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True)
+class TokenDrawn:
+    """One token of a streaming request; text may lag behind where a character is not complete."""
+
+    request_id: str
+    sample_index: int
+    text: str
+    """What became certain with it."""
+    token: TokenRecord
+
+
+@dataclass(frozen=True)
+class SampleFinished:
+    """One sample is complete, whatever the reason."""
+
+    request_id: str
+    sample_index: int
+    record: SampleRecord
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A completion has been scored."""
+
+    request_id: str
+    score: Score
+    """Shorter than asked where the request was cancelled or its deadline passed."""
+
+
+Event = TokenDrawn | SampleFinished | Rated
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since the engine started, and gauges of this moment."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_blocks_free: int = 0
+    num_prefix_hits: int = 0
+    """Blocks that were shared instead of computed."""
+    num_preemptions: int = 0
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    """Tokens computed that were not drawn in the step before: prompts, and recomputation after preemption."""
+    num_drawn_tokens: int = 0
+    num_finished: int = 0
+    bytes_moved: int = 0
+    """Weights, keys and values that the steps had to read at least."""
+    num_operations: int = 0
+    """Multiplications and additions that the steps had to do at least."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of steps, split into schedule, forward, mix and commit."""
+
+
+class EngineProtocol(Protocol):
+    """Anything that turns requests into samples."""
+
+    @property
+    def identities(self) -> tuple[NetworkIdentity, ...]:
+        """The networks, in the order of a mixture's weights."""
+        ...
+
+    def submit(self, request: Generate) -> None:
+        """Queue samples; refuses what can never be served."""
+        ...
+
+    def score(self, request: Rate) -> None:
+        """Queue a scoring; its answer is an event."""
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """End what is left of a request; its unfinished samples are reported as cancelled."""
+        ...
+
+    def events(self) -> Ordered[Event]:
+        """Do one step and return what happened; empty when there was nothing to do."""
+        ...
+
+    @property
+    def has_work(self) -> bool:
+        """Whether another step would do anything."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Where the engine stands."""
+        ...

@@ -1,0 +1,248 @@
+"""The networks at work: tokens of a step in, logits out. Alone in knowing that there are several networks.
+
+Networks of identical shape run as one stacked module, others one after the other; all write their keys and values
+under the same block numbers. Legend: K networks, S networks of a stack, N tokens of a step, R rows with logits,
+V tokens of the vocabulary.
+"""
+
+import logging
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cong.engine.attention import (
+    ATTENTION_NAME,
+    LayerProbe,
+    LayerShape,
+    PagedAttention,
+    Prefill,
+    StepLayout,
+    dispatch_attention,
+    route_attention,
+)
+from cong.engine.scheduler import Chunk
+from cong.engine.stack import can_stack, stack_models
+from cong.errors import UnsupportedModel
+from cong.models import Network, register_attention, use_attention
+
+logger = logging.getLogger(__name__)
+
+_PROBE_TOKENS = 24
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest difference between two ways to compute the same logits, as a share of the largest logit."""
+
+
+@dataclass
+class Stack:
+    """Networks that run in one pass, and their attention."""
+
+    model: nn.Module
+    indices: tuple[int, ...]
+    """Which of the deployment's networks these are."""
+    probe: LayerProbe
+    attention: PagedAttention | None = None
+
+    def logits(self, token_ids_N: Tensor, position_ids_N: Tensor, rows_R: Tensor) -> Tensor:
+        """[S, R, V]"""
+        size = len(self.indices)
+        model: Any = self.model
+        logits: Tensor = model(
+            input_ids=token_ids_N.expand(size, -1),
+            position_ids=position_ids_N.expand(size, -1),
+            use_cache=False,
+            logits_to_keep=rows_R,
+        ).logits
+        return logits
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What a step's logits are for; one [R, V] tensor per network each."""
+
+    drawing: tuple[Tensor, ...]
+    """The last row of every chunk that draws."""
+    scored: tuple[Tensor, ...]
+    """The rows before every token that is scored."""
+
+
+def _logit_rows(chunks: Ordered[Chunk]) -> tuple[list[int], list[int]]:
+    """Rows of the step whose logits draw a token, and those whose logits score one."""
+    drawing: list[int] = []
+    scored: list[int] = []
+    start = 0
+    for chunk in chunks:
+        if chunk.draws:
+            drawing.append(start + chunk.count - 1)
+        elif chunk.sequence.targets:
+            num_scored = chunk.scored.stop - chunk.scored.start
+            scored += range(start + chunk.count - num_scored, start + chunk.count)
+        start += chunk.count
+    return drawing, scored
+
+
+def _probe_logits(model: nn.Module, size: int, token_ids_N: Tensor) -> Tensor:
+    position_ids_N = torch.arange(len(token_ids_N), device=token_ids_N.device)
+    return Stack(model, tuple(range(size)), LayerProbe()).logits(token_ids_N, position_ids_N, position_ids_N)
+
+
+def _agree(ours: Tensor, theirs: Tensor) -> bool:
+    scale = theirs.float().abs().amax().clamp(min=1e-6)
+    return bool((ours.float() - theirs.float()).abs().amax() <= _TOLERANCE[theirs.dtype] * scale)
+
+
+class Runner:
+    """K networks and their pools; `prepare` gives the pools their size once it is known."""
+
+    def __init__(self, networks: Ordered[Network], *, stacks_networks: bool = True) -> None:
+        self.num_networks = len(networks)
+        self.device = networks[0].device
+        self.dtype = networks[0].dtype
+        self.stacks = self._build_stacks(networks, stacks_networks)
+
+    @property
+    def layer_shapes(self) -> list[LayerShape]:
+        """What every layer of every network keeps per token."""
+        return [shape for stack in self.stacks for shape in stack.probe.shapes * len(stack.indices)]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory of one token's keys and values in all networks."""
+        return sum(shape.num_values for shape in self.layer_shapes) * self.dtype.itemsize
+
+    @torch.inference_mode()
+    def _build_stacks(self, networks: Ordered[Network], stacks_networks: bool) -> list[Stack]:
+        """Group networks of identical shape; each group's answers are checked against the networks' own."""
+        generator = torch.Generator().manual_seed(0)
+        width = min(network.architecture.vocab_width for network in networks)
+        token_ids_N = torch.randint(width, (_PROBE_TOKENS,), generator=generator).to(self.device)
+        own = [self._own_logits(network, token_ids_N) for network in networks]
+        register_attention(ATTENTION_NAME, dispatch_attention)
+        groups: list[list[int]] = []
+        for index, network in enumerate(networks):
+            use_attention(network, ATTENTION_NAME)
+            twin = next(
+                (g for g in groups if stacks_networks and can_stack([networks[g[0]].model, network.model])), None
+            )
+            if twin is None:
+                groups.append([index])
+            else:
+                twin.append(index)
+        stacks: list[Stack] = []
+        for group in groups:
+            stack = self._build_stack([networks[index].model for index in group], group, token_ids_N)
+            logits_SNV = _probe_logits(stack.model, len(group), token_ids_N)
+            if all(_agree(logits_SNV[k], own[index]) for k, index in enumerate(group)):
+                stacks.append(stack)
+                continue
+            logger.warning("networks %s answer differently when stacked; they run one after the other", group)
+            for index in group:
+                stack = self._build_stack([networks[index].model], [index], token_ids_N)
+                if not _agree(_probe_logits(stack.model, 1, token_ids_N)[0], own[index]):
+                    raise UnsupportedModel(
+                        f"{networks[index].name} answers differently through paged attention than by itself; it "
+                        "cannot be served by this engine"
+                    )
+                stacks.append(stack)
+        return stacks
+
+    def _own_logits(self, network: Network, token_ids_N: Tensor) -> Tensor:
+        """What a network says by itself, with the attention it was loaded with: [N, V]."""
+        model: Any = network.model
+        logits: Tensor = model(input_ids=token_ids_N[None], use_cache=False).logits[0]
+        return logits
+
+    def _build_stack(self, models: list[nn.Module], indices: list[int], token_ids_N: Tensor) -> Stack:
+        model = stack_models(models) if len(models) > 1 else models[0]
+        probe = LayerProbe()
+        route_attention(model, probe)
+        _probe_logits(model, len(models), token_ids_N)
+        if not probe.modules:
+            raise UnsupportedModel(f"{type(model).__name__} does not use the attention interface; it cannot be paged")
+        route_attention(model, _forgetful(probe))
+        return Stack(model, tuple(indices), probe)
+
+    def prepare(self, num_blocks: int, block_size: int) -> None:
+        """Allocate the pools of every stack."""
+        for stack in self.stacks:
+            like = torch.empty(0, dtype=self.dtype, device=self.device)
+            stack.attention = PagedAttention(stack.probe, len(stack.indices), num_blocks, block_size, like)
+            route_attention(stack.model, stack.attention)
+
+    @torch.inference_mode()
+    def forward(self, chunks: Ordered[Chunk], block_size: int) -> Logits:
+        """Compute the chunks, those of one token first, and return the logits that they are computed for."""
+        token_ids_N, position_ids_N, layout = self._lay_out(chunks, block_size)
+        drawing, scored = _logit_rows(chunks)
+        rows_R = torch.tensor(drawing + scored, dtype=torch.int64, device=self.device)
+        by_network: dict[int, Tensor] = {}
+        for stack in self.stacks:
+            assert stack.attention is not None, "prepare comes before forward"
+            stack.attention.layout = layout
+            logits_SRV = stack.logits(token_ids_N, position_ids_N, rows_R)
+            by_network |= {index: logits_SRV[k] for k, index in enumerate(stack.indices)}
+        every = [by_network[index] for index in range(self.num_networks)]
+        num_drawing = len(drawing)
+        return Logits(tuple(z[:num_drawing] for z in every), tuple(z[num_drawing:] for z in every))
+
+    def _lay_out(self, chunks: Ordered[Chunk], block_size: int) -> tuple[Tensor, Tensor, StepLayout]:
+        """Token ids, positions and places of a step's tokens."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        num_decoding = 0
+        for chunk in chunks:
+            if chunk.count != 1:
+                break
+            sequence, start = chunk.sequence, chunk.start
+            token_ids.append(sequence.token_ids[start])
+            positions.append(start)
+            slots.append(sequence.blocks[start // block_size] * block_size + start % block_size)
+            num_decoding += 1
+        prefills: list[Prefill] = []
+        for chunk in chunks[num_decoding:]:
+            sequence, start, stop = chunk.sequence, chunk.start, chunk.start + chunk.count
+            places = [
+                sequence.blocks[position // block_size] * block_size + position % block_size for position in range(stop)
+            ]
+            self._add_prefill(prefills, len(token_ids), chunk, places)
+            token_ids += sequence.token_ids[start:stop]
+            positions += range(start, stop)
+            slots += places[start:]
+        tables = [chunk.sequence.blocks for chunk in chunks[:num_decoding]]
+        longest = max(map(len, tables), default=0)
+        layout = StepLayout(
+            slots_N=torch.tensor(slots, device=self.device),
+            block_table=torch.tensor(
+                [t + t[:1] * (longest - len(t)) for t in tables], dtype=torch.int64, device=self.device
+            ),
+            lengths_B=torch.tensor([p + 1 for p in positions[:num_decoding]], dtype=torch.int64, device=self.device),
+            prefills=tuple(prefills),
+        )
+        return (
+            torch.tensor(token_ids, device=self.device),
+            torch.tensor(positions, device=self.device),
+            layout,
+        )
+
+    def _add_prefill(self, prefills: list[Prefill], row: int, chunk: Chunk, places: list[int]) -> None:
+        """One more chunk to attend; neighbours of equal length without context attend together."""
+        if chunk.start > 0:
+            prefills.append(Prefill(row, 1, chunk.count, torch.tensor(places, device=self.device)))
+            return
+        last = prefills[-1] if prefills else None
+        if last is not None and last.context_slots_C is None and last.count == chunk.count:
+            prefills[-1] = Prefill(last.start, last.num_sequences + 1, last.count, None)
+        else:
+            prefills.append(Prefill(row, 1, chunk.count, None))
+
+
+def _forgetful(probe: LayerProbe) -> Any:
+    """The probe's attention without its notes, for further passes before the pools exist."""
+
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        return LayerProbe()(module, query, key, value, **options)
+
+    return attend

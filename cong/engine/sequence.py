@@ -1,0 +1,87 @@
+"""One sample on its way: its tokens, its blocks, and what has been recorded of it. Knows no tensors and no text."""
+
+from dataclasses import dataclass, field
+
+from cong.engine.protocol import TokenRecord
+from cong.engine.text import TextStream
+from cong.schemas import FinishReason, SamplingParameters
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One sample of one request, from waiting to finished."""
+
+    request_id: str
+    sample_index: int
+    prompt_token_ids: tuple[int, ...]
+    parameters: SamplingParameters
+    stop_token_ids: frozenset[int]
+    """Every token that ends this sequence: ends of sequence of the networks and the request's own."""
+    arrival: int
+    """Position in the order of submission; the larger, the younger."""
+    deadline: float | None = None
+    """On the engine's clock."""
+    submitted_at: float = 0.0
+    admitted_at: float | None = None
+    first_token_at: float | None = None
+    token_ids: list[int] = field(default_factory=list)
+    """Prompt and completion."""
+    records: list[TokenRecord] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    prefix_keys: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    """Tokens whose keys and values lie in the blocks."""
+    is_running: bool = False
+    finish_reason: FinishReason | None = None
+    targets: tuple[int, ...] = ()
+    """Tokens to be scored instead of drawn; their keys and values are needed for all but the last."""
+    text: TextStream | None = None
+    """Where the text is needed while it grows: for stop strings, or because it is streamed."""
+
+    def __post_init__(self) -> None:
+        self.token_ids = [*self.prompt_token_ids, *self.targets[:-1]]
+
+    @property
+    def num_shareable_tokens(self) -> int:
+        """Tokens from the start whose blocks others may share; of a scored text, those before its first logits."""
+        return len(self.prompt_token_ids) - 1 if self.targets else len(self.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and completion tokens."""
+        return len(self.token_ids)
+
+    @property
+    def num_drawn(self) -> int:
+        """Completion tokens."""
+        return len(self.token_ids) - len(self.prompt_token_ids)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that must still be computed before the next one can be drawn."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def completion_token_ids(self) -> list[int]:
+        """Tokens drawn so far."""
+        return self.token_ids[len(self.prompt_token_ids) :]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more will be drawn."""
+        return self.finish_reason is not None
+
+    def append(self, record: TokenRecord) -> str:
+        """Take a drawn token, and finish if it is the last one; returns the text that became certain."""
+        self.token_ids.append(record.token_id)
+        self.records.append(record)
+        piece = ""
+        if self.text is not None:
+            piece = self.text.push(record.token_id, can_stop=self.num_drawn > self.parameters.min_tokens)
+        if (record.token_id in self.stop_token_ids and self.num_drawn > self.parameters.min_tokens) or (
+            self.text is not None and self.text.is_stopped
+        ):
+            self.finish_reason = "stop"
+        elif self.num_drawn >= self.parameters.max_tokens:
+            self.finish_reason = "length"
+        return piece

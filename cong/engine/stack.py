@@ -1,0 +1,195 @@
+"""Several networks of identical shape as one module, so that every product reads all their weights in one batched call.
+
+The modelling code stays transformers' own: it runs once on tensors whose first dimension counts the networks, while
+the modules that hold weights are replaced by ones that hold S of them. Legend: S networks of the stack, N tokens,
+I and O widths of a product. Knows torch modules only.
+"""
+
+import copy
+from collections.abc import Sequence as Ordered
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class StackedLinear(nn.Module):
+    """S linear maps: [S, N, I] -> [S, N, O]."""
+
+    def __init__(self, weight_SIO: Tensor, bias_S1O: Tensor | None) -> None:
+        super().__init__()
+        self.weight_SIO = weight_SIO
+        self.bias_S1O = bias_S1O
+
+    def forward(self, hidden_SNI: Tensor) -> Tensor:
+        """Each network's slice through its own map."""
+        if hidden_SNI.dim() == 2:  # some code flattens networks and tokens on the way
+            stacked: Tensor = self(hidden_SNI.view(len(self.weight_SIO), -1, hidden_SNI.shape[1]))
+            return stacked.flatten(0, 1)
+        if self.bias_S1O is None:
+            return torch.bmm(hidden_SNI, self.weight_SIO)
+        return torch.baddbmm(self.bias_S1O, hidden_SNI, self.weight_SIO)
+
+
+class StackedEmbedding(nn.Module):
+    """S tables: ids [S, N] -> [S, N, O]."""
+
+    def __init__(self, weight_SVO: Tensor) -> None:
+        super().__init__()
+        self.weight_SVO = weight_SVO
+        self.offset_S1 = torch.arange(weight_SVO.shape[0], device=weight_SVO.device)[:, None] * weight_SVO.shape[1]
+
+    def forward(self, ids_SN: Tensor) -> Tensor:
+        """Each network's rows from its own table."""
+        return nn.functional.embedding(ids_SN + self.offset_S1, self.weight_SVO.flatten(0, 1))
+
+
+class StackedLayerNorm(nn.Module):
+    """S layer norms: [S, ..., I] -> the same."""
+
+    def __init__(self, norms: Ordered[nn.LayerNorm]) -> None:
+        super().__init__()
+        self.width = norms[0].normalized_shape
+        self.eps = norms[0].eps
+        self.weight_SI = torch.stack([norm.weight for norm in norms])
+        self.bias_SI = torch.stack([norm.bias for norm in norms]) if norms[0].bias is not None else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalise, then scale and shift each network's slice by its own weights."""
+        if hidden.dim() == 2:
+            stacked: Tensor = self(hidden.view(len(self.weight_SI), -1, hidden.shape[1]))
+            return stacked.flatten(0, 1)
+        shape = (hidden.shape[0], *(1,) * (hidden.dim() - 2), hidden.shape[-1])
+        normed = nn.functional.layer_norm(hidden, self.width, None, None, self.eps) * self.weight_SI.view(shape)
+        return normed if self.bias_SI is None else normed + self.bias_SI.view(shape)
+
+
+class StackedNorm(nn.Module):
+    """S norms with one elementwise weight, through the model's own code: its weight is shaped to broadcast."""
+
+    def __init__(self, norms: Ordered[nn.Module]) -> None:
+        super().__init__()
+        self.norm = copy.copy(norms[0])
+        self.norm._parameters = dict(norms[0]._parameters)
+        self.weight_SI = torch.stack([norm.get_parameter("weight") for norm in norms])
+        self.num_dims = 0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The norm of every network's slice."""
+        if hidden.dim() != self.num_dims:
+            shape = (hidden.shape[0], *(1,) * (hidden.dim() - 2), hidden.shape[-1])
+            self.norm.weight = nn.Parameter(self.weight_SI.view(shape), requires_grad=False)
+            self.num_dims = hidden.dim()
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+
+class StackedLoop(nn.Module):
+    """S modules of any kind, one after the other: slower than the others, and right for every leaf."""
+
+    def __init__(self, modules: Ordered[nn.Module]) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(modules)
+
+    def forward(self, *arguments: Any, **options: Any) -> Tensor:
+        """Each network's slice of every tensor through its own module."""
+        count = len(self.each)
+
+        def part(value: Any, index: int) -> Any:
+            is_stacked = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == count
+            return value[index : index + 1] if is_stacked else value
+
+        return torch.cat(
+            [
+                module(*(part(a, k) for a in arguments), **{name: part(o, k) for name, o in options.items()})
+                for k, module in enumerate(self.each)
+            ]
+        )
+
+
+def _stack_leaf(leaves: Ordered[Any], tables: dict[int, Tensor]) -> nn.Module:
+    """One module for S leaves. `tables` remembers stacked embeddings, for heads that are tied to them."""
+    first = leaves[0]
+    if type(first) is nn.Embedding:
+        weight_SVO = torch.stack([leaf.weight for leaf in leaves])
+        _share(leaves, "weight", weight_SVO)
+        tables[weight_SVO.data_ptr()] = weight_SVO
+        return StackedEmbedding(weight_SVO)
+    if type(first) is nn.Linear:
+        tied = tables.get(first.weight.data_ptr())
+        if tied is not None and all(leaf.weight.data_ptr() == tied[k].data_ptr() for k, leaf in enumerate(leaves)):
+            weight_SIO = tied.transpose(1, 2)
+        else:
+            weight_SIO = torch.stack([leaf.weight.t() for leaf in leaves]).contiguous()
+            _share(leaves, "weight", weight_SIO.transpose(1, 2))
+        return StackedLinear(weight_SIO, _stack_bias(leaves))
+    if type(first).__name__ == "Conv1D":  # GPT-2's linear map, stored as [I, O]
+        weight_SIO = torch.stack([leaf.weight for leaf in leaves])
+        _share(leaves, "weight", weight_SIO)
+        return StackedLinear(weight_SIO, _stack_bias(leaves))
+    if type(first) is nn.LayerNorm and first.weight is not None:
+        return StackedLayerNorm(leaves)
+    if type(first).__name__.endswith("RMSNorm") and [name for name, _ in first.named_parameters()] == ["weight"]:
+        return StackedNorm(leaves)
+    return StackedLoop(leaves)
+
+
+def _stack_bias(leaves: Ordered[Any]) -> Tensor | None:
+    return None if leaves[0].bias is None else torch.stack([leaf.bias for leaf in leaves])[:, None]
+
+
+def _share(leaves: Ordered[Any], name: str, stacked: Tensor) -> None:
+    """Let every leaf's parameter be its slice of the stacked one, so that the weights lie in memory once."""
+    for k, leaf in enumerate(leaves):
+        getattr(leaf, name).data = stacked[k]
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None and next(module.parameters(recurse=False), None) is not None
+
+
+def can_stack(models: Ordered[nn.Module]) -> bool:
+    """Whether the networks have the same modules, the same shapes, and no weights outside leaves."""
+    first, *others = models
+    if not others:
+        return False
+    named = dict(first.named_modules())
+    for module in named.values():
+        if not _is_leaf(module) and next(module.parameters(recurse=False), None) is not None:
+            return False
+    for other in others:
+        named_other = dict(other.named_modules())
+        if named.keys() != named_other.keys():
+            return False
+        if any(type(module) is not type(named_other[name]) for name, module in named.items()):
+            return False
+        mine, theirs = dict(first.state_dict()), dict(other.state_dict())
+        if mine.keys() != theirs.keys() or any(mine[n].shape != theirs[n].shape for n in mine):
+            return False
+        if any(mine[n].dtype != theirs[n].dtype for n in mine):
+            return False
+        buffers = dict(other.named_buffers())
+        if any(name not in buffers or not torch.equal(b, buffers[name]) for name, b in first.named_buffers()):
+            return False
+    return True
+
+
+def stack_models(models: Ordered[nn.Module]) -> nn.Module:
+    """One module for networks that `can_stack`; its weights and theirs are the same memory from now on.
+
+    The caller compares its answers with the networks' own before it trusts it: settings that no weight shows, such as
+    a scale, are taken from the first.
+    """
+    first = models[0]
+    shared = {id(tensor): tensor for tensor in [*first.parameters(), *first.buffers()]}
+    stacked = copy.deepcopy(first, memo=dict(shared))
+    tables: dict[int, Tensor] = {}
+    trees = [dict(model.named_modules()) for model in models]
+    # Embeddings first: a head may be tied to one.
+    names = sorted(
+        (n for n, m in trees[0].items() if _is_leaf(m)), key=lambda n: not isinstance(trees[0][n], nn.Embedding)
+    )
+    for name in names:
+        parent_name, _, child = name.rpartition(".")
+        setattr(stacked.get_submodule(parent_name), child, _stack_leaf([tree[name] for tree in trees], tables))
+    return stacked
