@@ -107,8 +107,70 @@ class StackedLoop(nn.Module):
         )
 
 
+class LowRank(nn.Module):
+    """A module for all S networks, and on top of it the low-rank change (LoRA) of some of them."""
+
+    def __init__(self, module: nn.Module, changes: dict[int, tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.module = module
+        self.changes = changes
+        """Network -> [I, rank] and [rank, O], the scaling in the second."""
+
+    def forward(self, hidden_SNI: Tensor) -> Tensor:
+        """What the module says, changed for the networks that have a change."""
+        output: Tensor = self.module(hidden_SNI)
+        for k, (down_IR, up_RO) in self.changes.items():
+            output[k] += hidden_SNI[k] @ down_IR @ up_RO
+        return output
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    """Whether this is a layer with LoRA on top, as peft builds it."""
+    has_magnitudes = any(getattr(module, "use_dora", {}).values())
+    return hasattr(module, "base_layer") and hasattr(module, "lora_A") and not has_magnitudes
+
+
+def _leaves(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that hold weights, by path; an adapted layer is one, whatever it is made of."""
+    adapted = {name for name, module in model.named_modules() if _is_adapted(module)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name in adapted
+        or (
+            next(module.parameters(recurse=False), None) is not None
+            and not any(name.startswith(f"{path}.") for path in adapted)
+        )
+    }
+
+
+def _base(leaf: Any) -> Any:
+    return leaf.base_layer if _is_adapted(leaf) else leaf
+
+
+def _changes(leaves: Ordered[Any]) -> dict[int, tuple[Tensor, Tensor]]:
+    changes = {}
+    for k, leaf in enumerate(leaves):
+        if _is_adapted(leaf):
+            (name,) = leaf.active_adapters
+            up_RO = leaf.lora_B[name].weight.t() * leaf.scaling[name]
+            changes[k] = (leaf.lora_A[name].weight.t(), up_RO)
+    return changes
+
+
 def _stack_leaf(leaves: Ordered[Any], tables: dict[int, Tensor]) -> nn.Module:
-    """One module for S leaves. `tables` remembers stacked embeddings, for heads that are tied to them."""
+    """One module for S leaves, adapted or not."""
+    changes = _changes(leaves)
+    bases = [_base(leaf) for leaf in leaves]
+    addresses = [[parameter.data_ptr() for parameter in base.parameters()] for base in bases]
+    is_shared = all(address == addresses[0] for address in addresses)
+    # Weights that all networks share act on the last dimension, whatever stands before it.
+    module = bases[0] if is_shared else _stack_own(bases, tables)
+    return LowRank(module, changes) if changes else module
+
+
+def _stack_own(leaves: Ordered[Any], tables: dict[int, Tensor]) -> nn.Module:
+    """One module for S leaves with weights of their own. `tables` remembers embeddings that heads are tied to."""
     first = leaves[0]
     if type(first) is nn.Embedding:
         weight_SVO = torch.stack([leaf.weight for leaf in leaves])
@@ -144,52 +206,48 @@ def _share(leaves: Ordered[Any], name: str, stacked: Tensor) -> None:
         getattr(leaf, name).data = stacked[k]
 
 
-def _is_leaf(module: nn.Module) -> bool:
-    return next(module.children(), None) is None and next(module.parameters(recurse=False), None) is not None
-
-
 def can_stack(models: Ordered[nn.Module]) -> bool:
-    """Whether the networks have the same modules, the same shapes, and no weights outside leaves."""
-    first, *others = models
-    if not others:
+    """Whether the networks have the same layers of the same shapes, and no weights outside leaves."""
+    first, *others = ({name: _base(leaf) for name, leaf in _leaves(model).items()} for model in models)
+    if not others or any(next(leaf.children(), None) is not None for leaf in first.values()):
         return False
-    named = dict(first.named_modules())
-    for module in named.values():
-        if not _is_leaf(module) and next(module.parameters(recurse=False), None) is not None:
-            return False
-    for other in others:
-        named_other = dict(other.named_modules())
-        if named.keys() != named_other.keys():
-            return False
-        if any(type(module) is not type(named_other[name]) for name, module in named.items()):
-            return False
-        mine, theirs = dict(first.state_dict()), dict(other.state_dict())
-        if mine.keys() != theirs.keys() or any(mine[n].shape != theirs[n].shape for n in mine):
-            return False
-        if any(mine[n].dtype != theirs[n].dtype for n in mine):
-            return False
-        buffers = dict(other.named_buffers())
-        if any(name not in buffers or not torch.equal(b, buffers[name]) for name, b in first.named_buffers()):
-            return False
-    return True
+    return all(
+        first.keys() == other.keys()
+        and all(_is_twin(leaf, other[name]) for name, leaf in first.items())
+        and _have_same_buffers(models[0], model)
+        for other, model in zip(others, models[1:], strict=True)
+    )
+
+
+def _is_twin(one: nn.Module, other: nn.Module) -> bool:
+    mine, theirs = dict(one.named_parameters()), dict(other.named_parameters())
+    return (
+        type(one) is type(other)
+        and mine.keys() == theirs.keys()
+        and all(p.shape == theirs[name].shape and p.dtype == theirs[name].dtype for name, p in mine.items())
+    )
+
+
+def _have_same_buffers(one: nn.Module, other: nn.Module) -> bool:
+    theirs = dict(other.named_buffers())
+    return all(name in theirs and torch.equal(buffer, theirs[name]) for name, buffer in one.named_buffers())
 
 
 def stack_models(models: Ordered[nn.Module]) -> nn.Module:
     """One module for networks that `can_stack`; its weights and theirs are the same memory from now on.
 
     The caller compares its answers with the networks' own before it trusts it: settings that no weight shows, such as
-    a scale, are taken from the first.
+    a scale, are taken from one of them.
     """
-    first = models[0]
-    shared = {id(tensor): tensor for tensor in [*first.parameters(), *first.buffers()]}
-    stacked = copy.deepcopy(first, memo=dict(shared))
-    tables: dict[int, Tensor] = {}
-    trees = [dict(model.named_modules()) for model in models]
-    # Embeddings first: a head may be tied to one.
-    names = sorted(
-        (n for n, m in trees[0].items() if _is_leaf(m)), key=lambda n: not isinstance(trees[0][n], nn.Embedding)
+    trees = [_leaves(model) for model in models]
+    template = next(
+        (m for m, tree in zip(models, trees, strict=True) if not any(map(_is_adapted, tree.values()))), None
     )
-    for name in names:
-        parent_name, _, child = name.rpartition(".")
-        setattr(stacked.get_submodule(parent_name), child, _stack_leaf([tree[name] for tree in trees], tables))
+    template = models[0] if template is None else template
+    stacked = copy.deepcopy(template, memo={id(t): t for t in [*template.parameters(), *template.buffers()]})
+    tables: dict[int, Tensor] = {}
+    # Embeddings first: a head may be tied to one.
+    for name in sorted(trees[0], key=lambda name: not isinstance(_base(trees[0][name]), nn.Embedding)):
+        parent, _, child = name.rpartition(".")
+        setattr(stacked.get_submodule(parent), child, _stack_leaf([tree[name] for tree in trees], tables))
     return stacked

@@ -17,6 +17,8 @@ class TextStream:
         self._read = 0
         """First id whose text has not been taken yet."""
         self._num_shown = 0
+        self._num_unstoppable = 0
+        """Characters in which no stop string may begin."""
         self.text = ""
         """Everything decoded so far, cut at a stop string."""
         self.is_stopped = False
@@ -27,11 +29,13 @@ class TextStream:
         before = self._decode(self._ids[self._anchor : self._read])
         now = self._decode(self._ids[self._anchor :])
         if len(now) > len(before) and not now.endswith(_REPLACEMENT):
-            searched_from = max(0, len(self.text) - max(map(len, self._stop), default=0))
+            overlap = len(self.text) - max(map(len, self._stop), default=0)
             self.text += now[len(before) :]
             self._anchor, self._read = self._read, len(self._ids)
             if can_stop:
-                self._look_for_stop(searched_from)
+                self._look_for_stop(max(self._num_unstoppable, overlap))
+            else:
+                self._num_unstoppable = len(self.text)
         return self._take(self._num_safe())
 
     def flush(self) -> str:

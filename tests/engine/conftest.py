@@ -1,9 +1,11 @@
 """Pairs of tiny random networks of every tested architecture, as ordinary folders, and plain copies for the oracle."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import tokenizers
 import torch
@@ -69,12 +71,37 @@ def save_tokenizer(folder: Path) -> None:
 def save_network(folder: Path, config: Any, seed: int, scale: float = 0.3) -> Path:
     """A random network with its tokenizer."""
     torch.manual_seed(seed)
-    model: Any = transformers.AutoModelForCausalLM.from_config(config)
+    auto: Any = transformers.AutoModelForCausalLM
+    model = auto.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape) * scale)
     model.save_pretrained(folder)
     save_tokenizer(folder)
+    return folder
+
+
+def save_adapter(folder: Path, base: Path, target_modules: list[str]) -> Path:
+    """A LoRA adapter with random factors on some layers of a base."""
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(base))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers is about to drop
+        adapted: Any = peft.get_peft_model(
+            model,
+            peft.LoraConfig(
+                r=4,
+                lora_alpha=8,
+                target_modules=target_modules,
+                fan_in_fan_out="c_attn" in target_modules,
+                task_type="CAUSAL_LM",
+            ),
+        )
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape) * 0.2)
+    adapted.save_pretrained(folder)
     return folder
 
 

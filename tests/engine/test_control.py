@@ -1,0 +1,197 @@
+"""Requests that come, stream, stop, leave and run out of time; and those that are refused."""
+
+import re
+from typing import Any
+
+import pytest
+
+from cong.config.engine import EngineConfig
+from cong.engine import Engine, Event, Generate, Rate, Rated, SampleFinished, TokenDrawn
+from cong.errors import InvalidRequest, NotEnoughMemory, PromptTooLong
+from cong.schemas import Message, Prompt, SampleRequest, SamplingParameters
+from tests.engine.conftest import World
+
+CONFIG = EngineConfig(max_running=8, max_step_tokens=32, block_size=4, kv_memory_bytes=2**20)
+PROMPT = Prompt(text="hello")
+
+
+def make_engine(world: World, **options: Any) -> Engine:
+    return Engine(world.networks(world.folder("llama", 1), world.folder("llama", 2)), CONFIG, **options)
+
+
+def contrast(**fields: Any) -> SamplingParameters:
+    return SamplingParameters.contrastive(0.4, **({"max_tokens": 12, "ignore_eos": True} | fields))
+
+
+def drain(engine: Engine) -> list[Event]:
+    happened: list[Event] = []
+    while engine.has_work:
+        happened += engine.events()
+    return happened
+
+
+def test_streamed_tokens_are_the_sample(world: World) -> None:
+    engine = make_engine(world)
+    engine.submit(Generate("r", PROMPT, contrast(), (0, 1), streams=True))
+    happened = drain(engine)
+    for index in (0, 1):
+        tokens = [event for event in happened if isinstance(event, TokenDrawn) and event.sample_index == index]
+        (record,) = [e.record for e in happened if isinstance(e, SampleFinished) and e.sample_index == index]
+        assert tuple(event.token.token_id for event in tokens) == record.completion_token_ids
+        assert "".join(event.text for event in tokens) == record.completion_text
+        assert tuple(event.token.logprobs[0] for event in tokens) == record.logprobs["aligned"]
+    assert isinstance(happened[-1], SampleFinished)
+
+
+def test_a_stop_string_ends_the_sample_and_is_cut_from_its_text(world: World) -> None:
+    engine = make_engine(world)
+    engine.submit(Generate("free", PROMPT, contrast(), (0,)))
+    (free,) = [event.record for event in drain(engine) if isinstance(event, SampleFinished)]
+    text = free.completion_text
+    stop = text[4:6]
+    engine.submit(Generate("stopped", PROMPT, contrast(stop=(stop,)), (0,)))
+    (stopped,) = [event.record for event in drain(engine) if isinstance(event, SampleFinished)]
+    assert stopped.finish_reason == "stop"
+    assert stopped.completion_text == text[: text.index(stop)]
+    num_tokens = len(stopped.completion_token_ids)
+    assert stopped.completion_token_ids == free.completion_token_ids[:num_tokens]
+    assert stop in text[: num_tokens + 1]
+
+
+def test_records_carry_provenance_and_name_the_same_question_by_the_same_key(world: World) -> None:
+    engine = make_engine(world, writer="w-1")
+    for name in ("one", "two"):
+        engine.submit(Generate(name, PROMPT, contrast(seed=7), (3,)))
+    first, second = (event.record for event in drain(engine) if isinstance(event, SampleFinished))
+    assert first.key == second.key
+    assert first.completion_token_ids == second.completion_token_ids
+    assert [network.role for network in first.networks] == ["aligned", "base"]
+    assert first.networks[0].fingerprint != first.networks[1].fingerprint
+    assert first.writer == "w-1"
+    assert set(first.software) >= {"cong", "torch", "engine"}
+    assert first.timings.total_s >= first.timings.first_token_s >= 0
+    assert first.implicit_reward_sum is not None
+    assert first.prompt == PROMPT
+
+
+def test_cancelling_frees_everything_and_hurts_nobody_else(world: World) -> None:
+    engine = make_engine(world)
+    for name in ("gone", "stays"):
+        engine.submit(Generate(name, PROMPT, contrast(max_tokens=30), tuple(range(6))))
+    happened = [*engine.events(), *engine.events()]
+    engine.cancel("gone")
+    happened += drain(engine)
+    reasons: dict[str, set[str]] = {"gone": set(), "stays": set()}
+    for event in happened:
+        if isinstance(event, SampleFinished):
+            reasons[event.request_id].add(event.record.finish_reason)
+    assert reasons == {"gone": {"cancelled"}, "stays": {"length"}}
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_blocks_free) == (0, 0, stats.num_blocks)
+    engine.cancel("gone")
+    engine.cancel("never there")
+    assert engine.events() == []
+
+
+def test_a_deadline_ends_what_is_unfinished_waiting_or_running(world: World) -> None:
+    now = 100.0
+    engine = make_engine(world, clock=lambda: now)
+    engine.submit(Generate("late", PROMPT, contrast(max_tokens=40), tuple(range(12)), deadline_s=5.0))
+    engine.submit(Generate("free", PROMPT, contrast(max_tokens=3)))
+    happened = [*engine.events(), *engine.events(), *engine.events()]
+    now = 105.0
+    happened += drain(engine)
+    late = [e.record for e in happened if isinstance(e, SampleFinished) and e.request_id == "late"]
+    assert len(late) == 12
+    assert {record.finish_reason for record in late} == {"deadline"}
+    assert {len(record.completion_token_ids) for record in late} == {0, 3}, "some waited, some had drawn"
+    (free,) = [e.record for e in happened if isinstance(e, SampleFinished) and e.request_id == "free"]
+    assert free.finish_reason == "length"
+    assert engine.stats().num_blocks_free == engine.stats().num_blocks
+
+
+def test_a_cancelled_score_is_answered_as_far_as_it_went(world: World) -> None:
+    engine = make_engine(world)
+    engine.score(Rate("s", PROMPT, (5, 6, 7)))
+    engine.cancel("s")
+    (event,) = drain(engine)
+    assert isinstance(event, Rated)
+    assert event.score.completion_token_ids == ()
+
+
+def test_generate_yields_every_sample_of_a_stream_of_requests(world: World) -> None:
+    engine = make_engine(world)
+    requests = (
+        SampleRequest(
+            prompt=Prompt(text="hello "[: 1 + i % 7 % 6] + "abcdefg"[i % 7]),
+            parameters=contrast(max_tokens=1 + i % 5),
+            num_samples=2,
+        )
+        for i in range(40)
+    )
+    records = list(engine.generate(requests))
+    assert len(records) == 80
+    assert len({record.key for record in records}) == 7 * 5 * 2
+    assert engine.stats().num_finished == 80
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "words"),
+    [
+        (Generate("r", PROMPT, SamplingParameters.plain(), (0,)), InvalidRequest, "1 entries, and this engine holds 2"),
+        (Generate("r", PROMPT, contrast(exempt_token_ids=(61,)), (0,)), InvalidRequest, "ids 0 to 60"),
+        (Generate("r", Prompt(token_ids=(3, 99)), contrast(), (0,)), InvalidRequest, "prompt.token_ids: holds 99"),
+        (Generate("r", PROMPT, contrast(max_tokens=156), (0,)), PromptTooLong, "together they may be 160"),
+        (Rate("r", PROMPT, ()), InvalidRequest, "at least one token"),
+        (Rate("r", PROMPT, (3,) * 158), PromptTooLong, "shorten one of them"),
+    ],
+)
+def test_what_can_never_be_served_is_refused_at_once(
+    world: World, request_: Generate | Rate, error: type[Exception], words: str
+) -> None:
+    engine = make_engine(world)
+    with pytest.raises(error, match=re.escape(words)):
+        engine.score(request_) if isinstance(request_, Rate) else engine.submit(request_)
+    assert not engine.has_work
+
+
+def test_an_id_in_use_is_refused_and_its_owner_goes_on(world: World) -> None:
+    engine = make_engine(world)
+    engine.submit(Generate("r", PROMPT, contrast(), (0,)))
+    with pytest.raises(InvalidRequest, match="in use"):
+        engine.submit(Generate("r", PROMPT, contrast(), (0,)))
+    assert len(drain(engine)) == 1
+
+
+def test_messages_without_a_template_are_refused(world: World) -> None:
+    engine = make_engine(world)
+    messages = (Message(role="user", content="hi"),)
+    with pytest.raises(Exception, match="template"):
+        engine.submit(Generate("r", Prompt(messages=messages), contrast(), (0,)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kv_memory_bytes": 1000}, "room for at least 2 blocks"),
+        ({"kv_memory_bytes": 2**60}, "ask for less"),
+    ],
+)
+def test_an_impossible_memory_budget_is_refused_with_its_numbers(
+    world: World, settings: dict[str, int], words: str
+) -> None:
+    networks = world.networks(world.folder("llama", 1), world.folder("llama", 2))
+    with pytest.raises(NotEnoughMemory, match=words):
+        Engine(networks, CONFIG.model_copy(update=settings))
+
+
+def test_stats_add_up(world: World) -> None:
+    engine = make_engine(world)
+    engine.submit(Generate("r", Prompt(token_ids=tuple(range(3, 13))), contrast(max_tokens=5), (0,)))
+    drain(engine)
+    stats = engine.stats()
+    assert stats.num_drawn_tokens == 5
+    assert stats.num_prompt_tokens == 10 + 4 - 5, "what was computed and not drawn in the same step"
+    assert stats.num_steps == 5
+    assert set(stats.seconds) == {"schedule", "forward", "mix", "commit"}
+    assert stats.bytes_moved > 5 * engine.networks.own_bytes
