@@ -21,6 +21,7 @@ from cong.engine.attention import (
     Prefill,
     StepLayout,
     dispatch_attention,
+    lay_out_decoding,
     route_attention,
 )
 from cong.engine.scheduler import Chunk
@@ -176,7 +177,7 @@ class Runner:
         """Compute the chunks, those of one token first, and return the logits that they are computed for."""
         token_ids_N, position_ids_N, layout = self._lay_out(chunks, block_size)
         drawing, scored = _logit_rows(chunks)
-        rows_R = torch.tensor(drawing + scored, dtype=torch.int64, device=self.device)
+        rows_R = self._tensor(drawing + scored)
         by_network: dict[int, Tensor] = {}
         for stack in self.stacks:
             assert stack.attention is not None, "prepare comes before forward"
@@ -207,33 +208,31 @@ class Runner:
             places = [
                 sequence.blocks[position // block_size] * block_size + position % block_size for position in range(stop)
             ]
-            self._add_prefill(prefills, len(token_ids), chunk, places)
+            self._add_prefill(prefills, len(token_ids), chunk)
             token_ids += sequence.token_ids[start:stop]
             positions += range(start, stop)
             slots += places[start:]
         tables = [chunk.sequence.blocks for chunk in chunks[:num_decoding]]
-        longest = max(map(len, tables), default=0)
+        lengths = [position + 1 for position in positions[:num_decoding]]
         layout = StepLayout(
-            slots_N=torch.tensor(slots, device=self.device),
-            block_table=torch.tensor(
-                [t + t[:1] * (longest - len(t)) for t in tables], dtype=torch.int64, device=self.device
-            ),
-            lengths_B=torch.tensor([p + 1 for p in positions[:num_decoding]], dtype=torch.int64, device=self.device),
+            places_N=self._tensor([place // block_size + 1 for place in slots]),
+            offsets_N=self._tensor([place % block_size for place in slots]),
+            decoding=lay_out_decoding(tables, lengths, self.device) if tables else None,
             prefills=tuple(prefills),
         )
-        return (
-            torch.tensor(token_ids, device=self.device),
-            torch.tensor(positions, device=self.device),
-            layout,
-        )
+        return self._tensor(token_ids), self._tensor(positions), layout
 
-    def _add_prefill(self, prefills: list[Prefill], row: int, chunk: Chunk, places: list[int]) -> None:
+    def _tensor(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
+
+    def _add_prefill(self, prefills: list[Prefill], row: int, chunk: Chunk) -> None:
         """One more chunk to attend; neighbours of equal length without context attend together."""
         if chunk.start > 0:
-            prefills.append(Prefill(row, 1, chunk.count, torch.tensor(places, device=self.device)))
+            blocks = self._tensor([block + 1 for block in chunk.sequence.blocks])
+            prefills.append(Prefill(row, 1, chunk.count, blocks, chunk.start + chunk.count))
             return
         last = prefills[-1] if prefills else None
-        if last is not None and last.context_slots_C is None and last.count == chunk.count:
+        if last is not None and last.context_blocks is None and last.count == chunk.count:
             prefills[-1] = Prefill(last.start, last.num_sequences + 1, last.count, None)
         else:
             prefills.append(Prefill(row, 1, chunk.count, None))
