@@ -1,0 +1,45 @@
+"""Weights, tokenizers and chat templates, from folders or the hub to networks that are checked and ready to run.
+
+The one place that imports transformers besides the lab. Safetensors only, remote code off; knows no config object, no
+engine and no training.
+"""
+
+from cong.models.artefact import Artefact, open_artefact, weight_files
+from cong.models.attention import register_attention, use_attention
+from cong.models.chat import TEMPLATE_DATE, render_chat, render_text
+from cong.models.fingerprint import fingerprint_adapter, fingerprint_tokenizer, fingerprint_weights
+from cong.models.network import DTYPES, Architecture, Network, attach_adapter, load_network, save_network
+from cong.models.network_set import NetworkSet, join_networks
+from cong.models.tokenizer import Tokenizer, detokenize, encode_completion, encode_prompt, load_tokenizer
+from cong.models.weights import MemoryEstimate, available_memory, estimate_memory, read_tensors
+
+__all__ = [
+    "DTYPES",
+    "TEMPLATE_DATE",
+    "Architecture",
+    "Artefact",
+    "MemoryEstimate",
+    "Network",
+    "NetworkSet",
+    "Tokenizer",
+    "attach_adapter",
+    "available_memory",
+    "detokenize",
+    "encode_completion",
+    "encode_prompt",
+    "estimate_memory",
+    "fingerprint_adapter",
+    "fingerprint_tokenizer",
+    "fingerprint_weights",
+    "join_networks",
+    "load_network",
+    "load_tokenizer",
+    "open_artefact",
+    "read_tensors",
+    "register_attention",
+    "render_chat",
+    "render_text",
+    "save_network",
+    "use_attention",
+    "weight_files",
+]

@@ -1,0 +1,328 @@
+"""Weights to a frozen network that is ready to run, with the facts that an engine plans by.
+
+One network at a time; whether several fit together is decided in `network_set`, and how attention is computed in
+`attention`.
+"""
+
+import itertools
+import logging
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+
+from cong.errors import ArtefactMissing, ConfigError, ModelError, UnsupportedModel
+from cong.models.adapter import Adapter, apply_adapter, open_adapter, require_own_base, share_weights
+from cong.models.artefact import Artefact, open_artefact, read_json, weight_files
+from cong.models.fingerprint import fingerprint_adapted, fingerprint_adapter, fingerprint_weights
+from cong.models.silence import silence
+from cong.models.tokenizer import Tokenizer, end_ids, has_tokenizer, tokenizer_of
+from cong.models.weights import estimate_memory, read_tensors, require_memory
+from cong.schemas import NetworkIdentity, Role
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_PAGEABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+_CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a network; what attention does in each layer is learned by running it."""
+
+    model_type: str
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_width: int
+    """Width of the logits, padding included."""
+    context_length: int | None
+    """None = the configuration sets no limit."""
+    layer_kinds: tuple[str, ...]
+    """transformers' name of each layer's kind of attention or state."""
+    is_recurrent: bool
+    """Some layer keeps a state that is not keys and values per position, so the network cannot be paged."""
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A frozen network in evaluation mode; call `model.requires_grad_(True)` to train it."""
+
+    role: Role
+    name: str
+    fingerprint: str
+    """Names the stored weights; the dtype they run in is not part of it."""
+    model: nn.Module = field(repr=False)
+    """A transformers causal LM; answers `model(input_ids=..., ...).logits`."""
+    tokenizer: Tokenizer
+    architecture: Architecture
+    eos_ids: frozenset[int]
+    dtype: torch.dtype
+    device: torch.device
+    num_parameters: int
+    own_bytes: int
+    """Memory of its own weights; those shared with another network are counted there."""
+    artefact: Artefact
+    base_fingerprint: str | None = None
+    """Fingerprint of the network whose weights this one shares; None = it has its own."""
+
+    @property
+    def identity(self) -> NetworkIdentity:
+        """What a sample record says about this network."""
+        return NetworkIdentity(role=self.role, name=self.name, fingerprint=self.fingerprint)
+
+
+def load_network(
+    source: str,
+    *,
+    role: Role,
+    dtype: str,
+    device: str,
+    revision: str | None = None,
+    adapter: str | None = None,
+    adapter_revision: str | None = None,
+    root: Path | None = None,
+    cache_dir: Path | None = None,
+    chat_template: str | None = None,
+) -> Network:
+    """Load a causal language model from a folder or hub id, after everything that can be checked first has been.
+
+    An `adapter` is merged into this network's own weights; `attach_adapter` shares them instead.
+    """
+    torch_dtype, torch_device = _parse_dtype(dtype), _parse_device(device)
+    artefact = open_artefact(source, revision=revision, root=root, cache_dir=cache_dir)
+    config = _check_config(artefact)
+    opened = None
+    if adapter is not None:
+        opened = open_adapter(adapter, revision=adapter_revision, root=root, cache_dir=cache_dir)
+    tensors = read_tensors(weight_files(artefact.folder))
+    tokenizer = tokenizer_of(artefact, chat_template=chat_template)
+    estimate = estimate_memory(tensors, torch_dtype)
+    require_memory(estimate, torch_dtype, torch_device, artefact.name)
+    model = _load_weights(artefact, config, torch_dtype)
+    _own_weights(model, torch_device)
+    network = Network(
+        role=role,
+        name=artefact.name,
+        fingerprint=fingerprint_weights(artefact.folder),
+        model=model,
+        tokenizer=tokenizer,
+        architecture=_describe(model),
+        eos_ids=_end_ids(artefact.folder, tokenizer),
+        dtype=torch_dtype,
+        device=torch_device,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        own_bytes=_num_bytes(model),
+        artefact=artefact,
+    )
+    if opened is None:
+        return network
+    return _with_adapter(network, opened, role, root, chat_template, is_merged=True)
+
+
+def attach_adapter(
+    base: Network,
+    adapter: str,
+    *,
+    role: Role,
+    revision: str | None = None,
+    root: Path | None = None,
+    cache_dir: Path | None = None,
+    chat_template: str | None = None,
+) -> Network:
+    """The base with a LoRA adapter on top, as a second network whose base weights are the same tensors in memory.
+
+    Both stay callable at any time and in any order: the adapter lives in the new module tree, and nothing is toggled.
+    """
+    if base.base_fingerprint is not None:
+        raise ConfigError(f"{base.name} already has an adapter; attach {adapter!r} to the base itself")
+    opened = open_adapter(adapter, revision=revision, root=root, cache_dir=cache_dir)
+    return _with_adapter(base, opened, role, root, chat_template, is_merged=False)
+
+
+def _with_adapter(
+    base: Network, opened: Adapter, role: Role, root: Path | None, chat_template: str | None, *, is_merged: bool
+) -> Network:
+    require_own_base(opened, base.artefact, base.fingerprint, base.model, root=root)
+    estimate = estimate_memory(opened.tensors, base.dtype)
+    require_memory(estimate, base.dtype, base.device, opened.artefact.name)
+    tree = base.model if is_merged else share_weights(base.model)
+    model = apply_adapter(tree, opened, base.dtype, is_merged=is_merged)
+    brings_tokenizer = has_tokenizer(opened.artefact.folder)
+    tokenizer = base.tokenizer
+    if brings_tokenizer or chat_template is not None:
+        tokenizer = tokenizer_of(opened.artefact if brings_tokenizer else base.artefact, chat_template=chat_template)
+    return replace(
+        base,
+        role=role,
+        name=f"{base.name}+{opened.artefact.name}",
+        fingerprint=fingerprint_adapted(base.fingerprint, fingerprint_adapter(opened.artefact.folder)),
+        model=model,
+        tokenizer=tokenizer,
+        eos_ids=base.eos_ids | end_ids(tokenizer.eos_id),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        own_bytes=_num_bytes(model) if is_merged else _num_bytes(model, beside=base.model),
+        base_fingerprint=None if is_merged else base.fingerprint,
+    )
+
+
+def _parse_dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ConfigError(f"dtype is {name!r}; it must be one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _parse_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {name!r}; give cpu, cuda or cuda:0") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}; give cpu, cuda or cuda:0")
+    num_devices = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_devices:
+        raise ConfigError(f"device is {name!r}, and torch sees {num_devices} CUDA devices here; use cpu")
+    return device
+
+
+def _check_config(artefact: Artefact) -> Any:
+    """The configuration of a decoder-only causal language model; anything else is refused by name."""
+    folder = artefact.folder
+    stored = read_json(folder / "config.json")
+    has_adapter = (folder / "adapter_config.json").exists()
+    if not stored:
+        remedy = "give its base, and this folder as the adapter" if has_adapter else "give a Hugging Face folder"
+        raise ArtefactMissing(f"{folder} holds no config.json; {remedy}")
+    if has_adapter:
+        raise ConfigError(f"{folder} holds a network and an adapter; keep the adapter in a folder of its own")
+    if stored.get("quantization_config"):
+        _refuse(artefact, "its weights are quantized; load the unquantized network with dtype bfloat16")
+    try:
+        with silence():
+            config = transformers.AutoConfig.from_pretrained(
+                str(folder), trust_remote_code=False, local_files_only=True
+            )
+    except (StrictDataclassError, ValueError, KeyError, TypeError, OSError) as error:
+        _refuse(artefact, f"transformers {transformers.__version__} cannot read its config.json ({error})")
+    declared = list(stored.get("architectures") or [])
+    if getattr(config, "is_encoder_decoder", False):
+        _refuse(artefact, f"{config.model_type} is an encoder-decoder; a decoder-only network is needed")
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        _refuse(artefact, f"transformers has no causal language model of type {config.model_type!r}")
+    if declared and not any(name.endswith(_CAUSAL_ENDINGS) for name in declared):
+        _refuse(artefact, f"its weights are those of {declared[0]}, which has no language-model head")
+    # Encoders have a causal class too; unless is_decoder is set, their attention sees the future.
+    is_encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    if is_encoder and getattr(config, "is_decoder", True) is False:
+        _refuse(artefact, f"{config.model_type} attends to both sides (is_decoder is false)")
+    return config
+
+
+def _refuse(artefact: Artefact, reason: str) -> NoReturn:
+    raise UnsupportedModel(f"{artefact.name} cannot be used: {reason}")
+
+
+def _load_weights(artefact: Artefact, config: Any, dtype: torch.dtype) -> nn.Module:
+    try:
+        with silence():
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                str(artefact.folder),
+                config=config,
+                dtype=dtype,
+                attn_implementation=None,  # transformers chooses, whatever config.json says
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (ValueError, RuntimeError, OSError, ImportError, KeyError) as error:
+        raise UnsupportedModel(f"{artefact.name} cannot be loaded: {error}") from error
+    model, report = loaded
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing or report["mismatched_keys"]:
+        raise ModelError(
+            f"{artefact.folder} lacks {len(missing)} tensors of its architecture ({', '.join(missing[:3])}), which "
+            "would be left at random; fetch or save the folder again, whole"
+        )
+    if unexpected:
+        logger.warning("%s: %d stored tensors are not used (%s)", artefact.name, len(unexpected), unexpected[:3])
+    module: nn.Module = model.eval().requires_grad_(False)
+    return module
+
+
+def _own_weights(model: nn.Module, device: torch.device) -> None:
+    """Move the weights to the device, and on the CPU out of the mapped file.
+
+    Mapped weights change or kill the process when the file is written in place while the network is in use.
+    """
+    if device.type != "cpu":
+        model.to(device)
+        return
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        # Storage that torch did not allocate itself cannot be resized.
+        if not tensor.untyped_storage().resizable():
+            tensor.data = tensor.data.clone()
+
+
+def _num_bytes(model: nn.Module, beside: nn.Module | None = None) -> int:
+    """Memory of a model's parameters, without those that it shares with another model."""
+    shared = set() if beside is None else {parameter.data_ptr() for parameter in beside.parameters()}
+    return sum(parameter.nbytes for parameter in model.parameters() if parameter.data_ptr() not in shared)
+
+
+def _describe(model: Any) -> Architecture:
+    config = model.config.get_text_config(decoder=True)
+    # A purely recurrent network has no heads.
+    num_layers, num_heads = int(config.num_hidden_layers), int(getattr(config, "num_attention_heads", 0))
+    default_kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    layer_kinds = tuple(getattr(config, "layer_types", None) or (default_kind,) * num_layers)
+    context_length = getattr(config, "max_position_embeddings", None)
+    return Architecture(
+        model_type=str(config.model_type),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=int(getattr(config, "num_key_value_heads", None) or num_heads),
+        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // max(1, num_heads)),
+        vocab_width=int(model.get_output_embeddings().weight.shape[0]),
+        context_length=None if context_length is None else int(context_length),
+        layer_kinds=layer_kinds,
+        is_recurrent=bool(getattr(model, "_is_stateful", False)) or not _PAGEABLE_LAYERS.issuperset(layer_kinds),
+    )
+
+
+def _end_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ends of sequence that the artefact states itself; defaults of the library do not count."""
+    config = read_json(folder / "config.json")
+    return end_ids(
+        read_json(folder / "generation_config.json").get("eos_token_id"),
+        config.get("eos_token_id"),
+        (config.get("text_config") or {}).get("eos_token_id"),
+        tokenizer.eos_id,
+    )
+
+
+def save_network(network: Network, folder: Path) -> None:
+    """Write a network and its tokenizer as a Hugging Face folder, which appears whole or not at all."""
+    if network.base_fingerprint is not None:
+        raise ConfigError(f"{network.name} shares the weights of its base; load it with the adapter merged to save it")
+    if folder.exists():
+        raise ConfigError(f"{folder} exists; give a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+    model: Any = network.model
+    try:
+        with silence():
+            model.save_pretrained(unfinished)
+            network.tokenizer.backend.save_pretrained(unfinished)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
