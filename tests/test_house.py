@@ -16,7 +16,7 @@ FLOORS: list[set[str]] = [
     {"schemas"},
     {"config"},
     {"decoding", "objectives", "statistics"},
-    {"models", "stream", "telemetry", "report", "client"},
+    {"models", "prompts", "stream", "telemetry", "report", "client"},
     {"engine", "train"},
     {"evaluation", "lab"},
     {"service"},

@@ -12,6 +12,7 @@ from typing import cast
 from cong import __version__
 from cong.cli.config import add_config_commands
 from cong.cli.lab import add_lab_commands
+from cong.cli.sample import add_sample_command
 from cong.errors import CongError
 
 
@@ -23,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cong {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     add_config_commands(commands)
+    add_sample_command(commands)
     add_lab_commands(commands)
     return parser
 

@@ -5,8 +5,19 @@ computed at start is a separate object with its own name.
 """
 
 from cong.config.base import Settings
+from cong.config.engine import EngineConfig
 from cong.config.lab import LabConfig
 from cong.config.loading import dump_config, load_config
+from cong.config.models import ModelsConfig, NetworkConfig
 from cong.config.settings import RunConfig
 
-__all__ = ["LabConfig", "RunConfig", "Settings", "dump_config", "load_config"]
+__all__ = [
+    "EngineConfig",
+    "LabConfig",
+    "ModelsConfig",
+    "NetworkConfig",
+    "RunConfig",
+    "Settings",
+    "dump_config",
+    "load_config",
+]

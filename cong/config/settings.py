@@ -5,7 +5,11 @@ from pathlib import Path
 from pydantic import Field
 
 from cong.config.base import Settings
+from cong.config.engine import EngineConfig
 from cong.config.lab import LabConfig
+from cong.config.models import ModelsConfig
+from cong.config.stream import StreamConfig
+from cong.schemas import SamplingParameters
 
 
 class RunConfig(Settings):
@@ -17,4 +21,9 @@ class RunConfig(Settings):
     """Made things that can be made again; entries are keyed by everything they were made from."""
     num_threads: int = Field(default=0, ge=0)
     """Threads of one process for tensor work; 0 = as many as there are cores."""
+    models: ModelsConfig = ModelsConfig()
+    sampling: SamplingParameters = SamplingParameters()
+    """How samples are drawn unless a request says otherwise."""
+    engine: EngineConfig = EngineConfig()
     lab: LabConfig = LabConfig()
+    stream: StreamConfig = StreamConfig()

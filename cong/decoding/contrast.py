@@ -67,8 +67,9 @@ def mix(logits: Sequence[Tensor], rules: Rules) -> Mixture:
             other_BV = torch.where(rules.exempt_BV, anchor_BV, other_BV)
         is_low_BV = (other_BV < rules.floor_B[:, None]) & is_head_BV
         floored_BV = is_low_BV if floored_BV is None else floored_BV | is_low_BV
-        scores_BV = scores_BV + rules.weights_BK[:, k, None] * torch.maximum(other_BV, rules.floor_B[:, None])
-    scores_BV = scores_BV.masked_fill(~is_head_BV, -math.inf)
+        floored_other_BV = torch.maximum(other_BV, rules.floor_B[:, None])
+        scores_BV = torch.addcmul(scores_BV, floored_other_BV, rules.weights_BK[:, k, None].to(scores_BV.dtype))
+    scores_BV = torch.where(is_head_BV, scores_BV, -math.inf)
     return Mixture(scores_BV, plain_KBV, is_head_BV, floored_BV)
 
 

@@ -61,20 +61,22 @@ def _nucleus(probs_BV: Tensor, top_k_B: Tensor | None, top_p_B: Tensor | None) -
 
 def warp(scores_BV: Tensor, rules: Rules) -> Tensor:
     """Log-probabilities of the distribution that is drawn from; a greedy row has one token, the lowest id on ties."""
-    is_greedy_B = rules.temperature_B == 0
-    logq_BV = torch.log_softmax(scores_BV / torch.where(is_greedy_B, 1.0, rules.temperature_B)[:, None], dim=-1)
+    logq_BV = torch.log_softmax(scores_BV / rules.temperature_B[:, None], dim=-1)
     if rules.top_k_B is not None or rules.top_p_B is not None:
         is_kept_BV = _nucleus(logq_BV.exp(), rules.top_k_B, rules.top_p_B)
         logq_BV = torch.log_softmax(logq_BV.masked_fill(~is_kept_BV, -math.inf), dim=-1)
+    if rules.is_greedy_B is None:
+        return logq_BV
     best_B1 = scores_BV.argmax(-1, keepdim=True)  # of equal scores torch's argmax takes the first
     greedy_BV = torch.full_like(logq_BV, -math.inf).scatter_(-1, best_B1, 0.0)
-    return torch.where(is_greedy_B[:, None], greedy_BV, logq_BV)
+    return torch.where(rules.is_greedy_B[:, None], greedy_BV, logq_BV)
 
 
 def draw(logq_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """The token at which the cumulative probability first exceeds u, walking ids upwards, int64 [B]."""
     cumulative_BV = logq_BV.exp().cumsum(-1, dtype=torch.float64)
-    target_B1 = (uniform_B * cumulative_BV[:, -1])[:, None]
-    # Rounding may leave the target at the very total; the last token with any probability is meant then.
-    last_B1 = (logq_BV > -math.inf).long().cumsum(-1).argmax(-1, keepdim=True)
-    return torch.minimum(torch.searchsorted(cumulative_BV, target_B1, right=True), last_B1).squeeze(-1)
+    total_B1 = cumulative_BV[:, -1:].contiguous()
+    # Rounding may leave the target at the very total; the token that completes it is meant then.
+    last_B1 = torch.searchsorted(cumulative_BV, total_B1)
+    found_B1 = torch.searchsorted(cumulative_BV, uniform_B[:, None] * total_B1, right=True)
+    return torch.minimum(found_B1, last_B1).squeeze(-1)

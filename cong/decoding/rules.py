@@ -48,8 +48,9 @@ class Rules:
     """ln(lambda); -inf keeps every token."""
     floor_B: Tensor
     temperature_B: Tensor
-    """0 = greedy."""
+    """1 in greedy rows."""
     seed_B: Tensor
+    is_greedy_B: Tensor | None = None
     network_temperature_BK: Tensor | None = None
     exempt_BV: Tensor | None = None
     """True where every network is taken to agree with the first."""
@@ -81,8 +82,13 @@ def stack_rules(rules: Sequence[DrawRule], vocab_size: int, device: torch.device
         weights_BK=torch.tensor([rule.weights for rule in rules], dtype=torch.float32, device=device),
         head_log_lambda_B=column([rule.head_lambda for rule in rules], torch.float64).log().float(),
         floor_B=column([rule.logprob_floor for rule in rules]),
-        temperature_B=column([rule.temperature for rule in rules]),
+        temperature_B=column([rule.temperature or 1.0 for rule in rules]),
         seed_B=column([rule.seed for rule in rules], torch.int64),
+        is_greedy_B=(
+            column([rule.temperature == 0.0 for rule in rules], torch.bool)
+            if any(rule.temperature == 0.0 for rule in rules)
+            else None
+        ),
         network_temperature_BK=(
             torch.tensor(
                 [rule.network_temperatures or (1.0,) * len(rule.weights) for rule in rules],

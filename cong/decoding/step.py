@@ -3,6 +3,7 @@
 Legend: B rows, K networks, V tokens. Knows torch only, and nothing of caches, requests or stopping.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,16 +35,22 @@ def decode_step(
     sample_index_B: Tensor,
     position_B: Tensor,
     is_seen_BV: Tensor | None = None,
+    banned_BV: Tensor | None = None,
 ) -> Step:
     """Draw the token at `position_B` (0 = first of the completion) of each row.
 
     `is_seen_BV` says which tokens a row's penalty acts on; it may be left out where no row has a penalty.
+    `banned_BV` marks tokens that are not drawn, except in a row whose head set holds nothing else.
     """
     mixture = mix(logits, rules)
     scores_BV = mixture.scores_BV
     if rules.penalty_B is not None:
         assert is_seen_BV is not None, "a penalty needs to know the tokens seen"
         scores_BV = penalize(mixture, rules, is_seen_BV)
+    if banned_BV is not None:
+        allowed_BV = scores_BV.masked_fill(banned_BV, -math.inf)
+        is_left_B1 = (allowed_BV > -math.inf).any(-1, keepdim=True)
+        scores_BV = torch.where(is_left_B1, allowed_BV, scores_BV)
     logq_BV = warp(scores_BV, rules)
     token_B = draw(logq_BV, uniforms(rules.seed_B, sample_index_B, position_B))
     token_B1 = token_B[:, None]

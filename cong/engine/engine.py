@@ -3,7 +3,7 @@
 import heapq
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -31,7 +31,15 @@ from cong.engine.sequence import Sequence
 from cong.engine.text import TextStream
 from cong.errors import InvalidRequest, PromptTooLong
 from cong.models import NetworkSet, detokenize, encode_prompt, render_chat
-from cong.schemas import FinishReason, NetworkIdentity, Prompt, SampleRecord, SampleRequest, SamplingParameters
+from cong.schemas import (
+    FinishReason,
+    NetworkIdentity,
+    Prompt,
+    SampleRecord,
+    SampleRequest,
+    SamplingParameters,
+    sample_key,
+)
 
 
 @dataclass
@@ -149,8 +157,13 @@ class Engine:
         outbox, self._outbox = self._outbox, []
         return outbox
 
-    def generate(self, requests: Iterable[SampleRequest]) -> Iterator[SampleRecord]:
-        """Samples of many requests as they finish, in any order; nothing else uses the engine meanwhile."""
+    def generate(
+        self, requests: Iterable[SampleRequest], known_keys: Container[str] = frozenset()
+    ) -> Iterator[SampleRecord]:
+        """Samples of many requests as they finish, in any order, but for those whose key is known.
+
+        Nothing else uses the engine meanwhile.
+        """
         coming = enumerate(requests)
         is_drained = False
         while not is_drained or self.has_work:
@@ -158,10 +171,19 @@ class Engine:
                 number, request = next(coming, (0, None))
                 if request is None:
                     is_drained = True
-                else:
-                    indices = tuple(range(request.num_samples))
-                    self.submit(Generate(f"generate-{number}", request.prompt, request.parameters, indices))
+                elif missing := self.missing(request, known_keys):
+                    self.submit(Generate(f"generate-{number}", request.prompt, request.parameters, missing))
             yield from (event.record for event in self.events() if isinstance(event, SampleFinished))
+
+    def missing(self, request: SampleRequest, known_keys: Container[str]) -> tuple[int, ...]:
+        """Indices of the request's samples whose keys are not known."""
+        prompt_token_ids = self.encode(request.prompt)
+        fingerprint = self.networks.tokenizer.fingerprint
+        return tuple(
+            index
+            for index in range(request.num_samples)
+            if sample_key(self.identities, fingerprint, prompt_token_ids, request.parameters, index) not in known_keys
+        )
 
     def stats(self) -> EngineStats:
         """Where the engine stands."""

@@ -7,6 +7,7 @@ engine and no training.
 from cong.models.artefact import Artefact, open_artefact, weight_files
 from cong.models.attention import register_attention, use_attention
 from cong.models.chat import TEMPLATE_DATE, render_chat, render_text
+from cong.models.deployment import ROLES, load_networks
 from cong.models.fingerprint import fingerprint_adapter, fingerprint_tokenizer, fingerprint_weights
 from cong.models.network import DTYPES, Architecture, Network, attach_adapter, load_network, save_network
 from cong.models.network_set import NetworkSet, join_networks
@@ -15,6 +16,7 @@ from cong.models.weights import MemoryEstimate, available_memory, estimate_memor
 
 __all__ = [
     "DTYPES",
+    "ROLES",
     "TEMPLATE_DATE",
     "Architecture",
     "Artefact",
@@ -33,6 +35,7 @@ __all__ = [
     "fingerprint_weights",
     "join_networks",
     "load_network",
+    "load_networks",
     "load_tokenizer",
     "open_artefact",
     "read_tensors",

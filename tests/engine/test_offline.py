@@ -1,0 +1,100 @@
+"""`cong sample`: prompts in, samples out, and only what is missing when it is run again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cong.cli import main
+from cong.errors import ConfigError
+from cong.prompts import read_prompts
+from cong.schemas import SampleRecord
+from tests.engine.conftest import World
+
+
+def run(world: World, tmp_path: Path, *more: str) -> int:
+    settings = [
+        f"models.aligned.source={world.folder('llama', 1)}",
+        f"models.base.source={world.folder('llama', 2)}",
+        "models.dtype=float32",
+        "sampling.max_tokens=6",
+        "engine.kv_memory_bytes=4000000",
+        "engine.max_running=4",
+    ]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    files = ["--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path / "samples.jsonl")]
+    return main(["sample", *files, *overrides, *more])
+
+
+def samples(tmp_path: Path) -> list[SampleRecord]:
+    lines = (tmp_path / "samples.jsonl").read_text().splitlines()
+    return [SampleRecord.model_validate_json(line) for line in lines]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"say {word}", "prompt_id": f"p{i}", "source": "x"} for i, word in enumerate("abcdefgh")]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    return path
+
+
+def test_a_second_run_makes_only_what_is_missing(world: World, tmp_path: Path, prompts: Path) -> None:
+    assert run(world, tmp_path, "--num-samples", "2") == 0
+    first = samples(tmp_path)
+    assert {(record.prompt.prompt_id, record.sample_index) for record in first} == {
+        (f"p{i}", index) for i in range(8) for index in (0, 1)
+    }
+    out = tmp_path / "samples.jsonl"
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:9]) + lines[9][: len(lines[9]) // 2])  # killed in the middle of a line
+    assert run(world, tmp_path, "--num-samples", "2") == 0
+    again = samples(tmp_path)
+    assert again[:9] == first[:9]
+    drawn = {record.key: record.completion_token_ids for record in first}
+    assert {record.key: record.completion_token_ids for record in again} == drawn
+    assert len(again) == 16
+    assert run(world, tmp_path, "--num-samples", "3") == 0
+    assert len(samples(tmp_path)) == 24
+
+
+def test_a_file_of_something_else_is_not_touched(world: World, tmp_path: Path, prompts: Path) -> None:
+    out = tmp_path / "samples.jsonl"
+    out.write_text('{"a": 1}\n{"b": 2}\n')
+    assert run(world, tmp_path) == 2
+    assert out.read_text() == '{"a": 1}\n{"b": 2}\n'
+
+
+def test_without_networks_the_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.txt").write_text("hello\n")
+    assert main(["sample", "--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "o")]) == 2
+    assert "models.aligned.source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": 3}\n', r"a\.jsonl:2 is no prompt: text"),
+        ("a.jsonl", '{"promt": "x"}\n', r"a\.jsonl:1 has none of the fields"),
+        ("a.jsonl", "{\n", r"a\.jsonl:1 is not JSON"),
+    ],
+)
+def test_a_wrong_prompt_is_named_by_its_line(tmp_path: Path, name: str, text: str, complaint: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        list(read_prompts(tmp_path / name))
+
+
+def test_prompts_come_as_text_messages_or_ids(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {"text": "one"},
+        {"prompt": [{"role": "user", "content": "two"}]},
+        {"messages": [{"role": "user", "content": "three"}]},
+        {"token_ids": [4]},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    one, two, three, four = read_prompts(path)
+    assert one.text == "one"
+    assert (two.messages[0].content, three.messages[0].content, four.token_ids) == ("two", "three", (4,))
