@@ -28,7 +28,7 @@ check: $(READY) ## Format, lint, strict types, import rules, docs build
 	$(BIN)/ruff check cong tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_house.py
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(READY) ## Rewrite the code in the house format
 	$(BIN)/ruff format cong tests

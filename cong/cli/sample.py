@@ -39,12 +39,16 @@ def _finished_keys(path: Path) -> set[str]:
 
 
 def _write_samples(config: RunConfig, arguments: argparse.Namespace) -> int:
+    import torch
+
     from cong.engine import Engine
     from cong.models import load_networks
     from cong.prompts import read_prompts
     from cong.schemas import SampleRequest
     from cong.telemetry import progress
 
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
     prompts = list(read_prompts(arguments.prompts))
     if not prompts:
         raise ConfigError(f"{arguments.prompts} holds no prompts")

@@ -1,7 +1,7 @@
 """Weights, tokenizers and chat templates, from folders or the hub to networks that are checked and ready to run.
 
-The one place that imports transformers besides the lab. Safetensors only, remote code off; knows no config object, no
-engine and no training.
+The one place that imports transformers besides the lab. Safetensors only, remote code off; knows no engine and no
+training.
 """
 
 from cong.models.artefact import Artefact, open_artefact, weight_files

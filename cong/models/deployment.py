@@ -19,9 +19,10 @@ def load_networks(models: ModelsConfig) -> NetworkSet:
     loaded: dict[Role, Network] = {}
     # Plain networks first: an adapter is put on the one it shares its weights with.
     for role, network in sorted(given.items(), key=lambda item: item[1].adapter is not None):
-        twin = next((r for r in loaded if given[r].source == network.source and given[r].adapter is None), None)
+        plain = network.model_copy(update={"adapter": None})
+        twin = next((loaded[other] for other in loaded if given[other] == plain), None)
         if network.adapter is not None and twin is not None:
-            loaded[role] = attach_adapter(loaded[twin], network.adapter, role=role, root=models.root)
+            loaded[role] = attach_adapter(twin, network.adapter, role=role, root=models.root, chat_template=template)
         else:
             loaded[role] = load_network(
                 network.source,

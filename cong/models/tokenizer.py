@@ -129,7 +129,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str, *, as_published: bool = False
     """Ids of a text to be continued, with the tokenizer's prefix in front exactly once.
 
     A text that already begins with the prefix, as a rendered chat may, does not get a second one. `as_published` puts
-    it in front regardless, as the published code does (METHODS 1.8, trap 3: two BOS on Llama prompts). An
+    it in front regardless, as the published code does (two beginnings of sequence on Llama prompts). An
     end-of-sequence token that the tokenizer would append is left out in both cases: a prompt goes on.
     """
     ids = _plain_ids(tokenizer.backend, text)

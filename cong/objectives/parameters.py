@@ -40,7 +40,7 @@ def check_number(
     """Refuse a parameter that is no finite number within its bounds."""
     value = getattr(objective, parameter)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _refusal(objective, parameter, "is not a finite number (YAML takes 1e-3 for text: write 0.001)")
+        raise _refusal(objective, parameter, "is not a finite number")
     if not (above < value < below and at_least <= value <= at_most):
         bounds = {"above": above, "at least": at_least, "at most": at_most, "below": below}
         told = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))

@@ -10,6 +10,7 @@ from pydantic import Field
 from cong.cli import main
 from cong.config import RunConfig, dump_config, load_config
 from cong.config.base import Settings
+from cong.config.loading import parse_override
 from cong.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("**/*.yaml"))
@@ -124,3 +125,9 @@ def test_the_command_checks_and_prints(tmp_path: Path, capsys: pytest.CaptureFix
     assert "num_threads: 2" in capsys.readouterr().out
     assert main(["config", "check", str(path), "--set", "num_thread=2"]) == 2
     assert "nearest known one is 'num_threads'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E5", "+3e2", "-2.5e-1"])
+def test_numbers_in_scientific_notation_are_numbers(text: str) -> None:
+    _, value = parse_override(f"a={text}")
+    assert value == float(text)

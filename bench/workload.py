@@ -1,0 +1,102 @@
+"""The pair and the work that every engine in a benchmark gets: random weights, random prompts, fixed lengths."""
+
+import json
+import os
+import platform
+import statistics
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from tokenizers.models import WordLevel
+
+VOCAB = 4096
+
+
+@dataclass(frozen=True)
+class Work:
+    """So many sequences of so many prompt tokens, each continued by so many tokens."""
+
+    num_sequences: int
+    num_prompt_tokens: int
+    num_new_tokens: int
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens that are drawn in all."""
+        return self.num_sequences * self.num_new_tokens
+
+    def prompts(self, seed: int = 0) -> list[list[int]]:
+        """Random prompts without a common beginning."""
+        generator = torch.Generator().manual_seed(seed)
+        ids: list[list[int]] = torch.randint(
+            3, VOCAB, (self.num_sequences, self.num_prompt_tokens), generator=generator
+        ).tolist()
+        return ids
+
+
+def make_network(folder: Path, seed: int) -> Path:
+    """A random Llama of 6 layers, 256 wide, 4 heads, 4,096 words, with a tokenizer."""
+    if (folder / "model.safetensors").exists():
+        return folder
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    torch.manual_seed(seed)
+    model: Any = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    words = {f"w{number}": number for number in range(VOCAB)}
+    core = tokenizers.Tokenizer(WordLevel(words, unk_token="w2"))
+    wrapped: Any = transformers.PreTrainedTokenizerFast
+    wrapped(tokenizer_object=core, bos_token="w0", eos_token="w1", pad_token="w2", unk_token="w2").save_pretrained(
+        folder
+    )
+    return folder
+
+
+def make_pair(root: Path) -> tuple[Path, Path]:
+    """The two networks of the benchmark, made once."""
+    return make_network(root / "aligned", 0), make_network(root / "base", 1)
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median and spread of repeated measurements."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
+
+
+def conditions() -> dict[str, Any]:
+    """What a figure depends on besides the code."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": os.getloadavg()[0],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Store a result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, default=asdict) + "\n")
