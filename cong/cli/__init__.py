@@ -13,6 +13,7 @@ from cong import __version__
 from cong.cli.config import add_config_commands
 from cong.cli.lab import add_lab_commands
 from cong.cli.sample import add_sample_command
+from cong.cli.stream import add_stream_commands
 from cong.errors import CongError
 
 
@@ -26,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_config_commands(commands)
     add_sample_command(commands)
     add_lab_commands(commands)
+    add_stream_commands(commands)
     return parser
 
 

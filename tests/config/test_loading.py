@@ -65,7 +65,7 @@ def test_a_wrong_setting_is_named_with_its_remedy(override: str, complaint: str)
 
 
 def test_all_wrong_settings_are_reported_at_once(tmp_path: Path) -> None:
-    path = write(tmp_path / "bad.yaml", "nmae: x\ninner: {num_steps: no, extra: 1}\n")
+    path = write(tmp_path / "bad.yaml", "nmae: x\ninner: {num_steps: many, extra: 1}\n")
     with pytest.raises(ConfigError) as caught:
         load_config(Outer, [path])
     message = str(caught.value)
