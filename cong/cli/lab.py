@@ -1,0 +1,189 @@
+"""`cong lab`: the tiny world in which the whole method is made and measured.
+
+The lab, and torch with it, is imported when a command runs, so that other commands start quickly.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.config import RunConfig, dump_config
+from cong.errors import ConfigError, MissingExtra
+
+if TYPE_CHECKING:
+    from cong.lab.cache import Cache
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+MAX_LAB_THREADS = 2
+"""Tiny networks gain nothing from more; `num_threads` overrides it."""
+
+
+def _prepare(config: RunConfig) -> "tuple[Cache, int]":
+    """The cache of the configuration, and the number of threads now in use."""
+    import torch
+
+    from cong.lab.cache import Cache
+    from cong.telemetry import configure_logging
+
+    configure_logging("WARNING")
+    num_threads = config.num_threads or min(MAX_LAB_THREADS, os.cpu_count() or 1)
+    torch.set_num_threads(num_threads)
+    return Cache(config.cache_dir / "lab"), num_threads
+
+
+def _require_report() -> None:
+    """Refuse at once what would otherwise fail minutes later, when the report is written."""
+    for package in ("matplotlib", "jinja2"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra("report", package)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    config = resolve_config(arguments)
+    if arguments.output_dir is not None:
+        config = config.model_copy(update={"output_dir": arguments.output_dir})
+    if arguments.dry_run:
+        return print_config(config)
+    _require_report()
+    from cong.lab.chain import run_chain
+    from cong.lab.chain_files import write_chain
+    from cong.lab.chain_page import gains_table, results_table
+    from cong.lab.software import software_versions
+    from cong.report import to_rich
+    from cong.report.atomic import write_atomically
+
+    cache, num_threads = _prepare(config)
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(config.output_dir / "config.yaml", dump_config(config).encode())
+    started_s = time.monotonic()
+    chain = run_chain(config.lab, cache)
+    seconds = round(time.monotonic() - started_s)
+    facts: dict[str, str | int | float] = {
+        **software_versions(),
+        "seed": config.lab.seed,
+        "threads": num_threads,
+        "seconds": seconds,
+    }
+    files = write_chain(chain, facts, config.output_dir)
+    console = Console()
+    console.print(to_rich(results_table(chain)))
+    console.print(to_rich(gains_table(chain)))
+    console.print(f"took {seconds} s on {num_threads} threads", highlight=False)
+    for name, path in files.items():
+        console.print(f"{name}: {path.resolve()}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    config = resolve_config(arguments)
+    if arguments.dry_run:
+        return print_config(config)
+    if arguments.num_prompts < 1:
+        raise ConfigError(f"--num-prompts is {arguments.num_prompts}; give at least 1")
+    from cong.lab.samples_view import sample_pair, to_rich_samples
+
+    cache, _ = _prepare(config)
+    samples = sample_pair(config.lab, cache, arguments.num_prompts)
+    Console().print(to_rich_samples(samples))
+    return 0
+
+
+def _experiment(arguments: argparse.Namespace) -> int:
+    config = resolve_config(arguments)
+    if arguments.dry_run:
+        return print_config(config)
+    if arguments.seeds < 1:
+        raise ConfigError(f"--seeds is {arguments.seeds}; give at least 1")
+    _require_report()
+    from cong.lab.claims import judge_claims
+    from cong.lab.experiment import claims_of, run_experiment
+    from cong.lab.experiment_page import experiment_page
+    from cong.lab.experiment_tables import terminal_tables
+    from cong.report import to_rich, write_html, write_markdown
+    from cong.report.atomic import write_atomically
+
+    cache, _ = _prepare(config)
+    result = run_experiment(config.lab, cache, arguments.seeds)
+    verdicts = judge_claims(claims_of(config.lab), result.seeds)
+    console = Console()
+    for table in terminal_tables(result, verdicts):
+        console.print(to_rich(table))
+    page = experiment_page(result, verdicts)
+    html, stored = config.output_dir / "experiment.html", arguments.json or config.output_dir / "experiment.json"
+    files = {"results": stored, "report": html} | ({"page": arguments.docs} if arguments.docs else {})
+    for path in files.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(stored, (result.model_dump_json(indent=1) + "\n").encode())
+    write_html(page, html)
+    if arguments.docs:
+        write_markdown(page, arguments.docs)
+    failed = [verdict.claim.statement for verdict in verdicts if verdict.claim.is_required and not verdict.holds]
+    for statement in failed:
+        console.print(f"does not hold: {statement}", style="bold red")
+    for name, path in files.items():
+        console.print(f"{name}: {path.resolve()}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    config = resolve_config(arguments)
+    if arguments.dry_run:
+        return print_config(config)
+    from cong.lab.shipping import build_shipped, check_shipped
+
+    _prepare(config)
+    console = Console()
+    if not arguments.check:
+        for folder in build_shipped(config.lab):
+            num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+            console.print(f"{folder.name}: {num_bytes / 1e6:.2f} MB in {folder}", highlight=False, soft_wrap=True)
+        return 0
+    is_sound = True
+    for comparison in check_shipped(config.lab):
+        is_sound &= comparison.is_within_tolerance
+        verdict = "identical bit for bit" if comparison.is_identical else "not identical"
+        verdict += ", within tolerance" if comparison.is_within_tolerance else ", OUT OF TOLERANCE"
+        numbers = json.dumps(
+            {
+                "largest weight difference": comparison.largest_weight_difference,
+                "gold reward, shipped and rebuilt": comparison.rewards,
+                "nats per token, shipped and rebuilt": comparison.losses,
+            }
+        )
+        problem = f"; {comparison.problem}" if comparison.problem else ""
+        console.print(f"{comparison.size}: {verdict}{problem}\n  {numbers}", highlight=False, soft_wrap=True)
+    return 0 if is_sound else 1
+
+
+def _add(
+    actions: "Commands", name: str, run: Callable[[argparse.Namespace], int], about: str
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=about, description=about)
+    add_config_options(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_lab_commands(commands: "Commands") -> None:
+    """Declare `cong lab ...`."""
+    parser = commands.add_parser("lab", help="the tiny world in which the whole method is made and measured")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    demo = _add(actions, "demo", _demo, "run the method from end to end on one seed, and report what came out")
+    demo.add_argument("--output-dir", type=Path, metavar="FOLDER", help="where the report and the results go")
+    sample = _add(actions, "sample", _sample, "show samples of base, aligned and contrast, side by side")
+    sample.add_argument("--num-prompts", type=int, default=6, metavar="N")
+    experiment = _add(actions, "experiment", _experiment, "measure every claim over several seeds")
+    experiment.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds, from lab.seed upwards")
+    experiment.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
+    experiment.add_argument("--docs", type=Path, metavar="FILE", help="also write the results page as Markdown")
+    build = _add(actions, "build", _build, "make the shipped models again from the seed")
+    build.add_argument("--check", action="store_true", help="compare with what is shipped, and change nothing")

@@ -1,0 +1,362 @@
+"""`cong stream`: look at a sample stream, check it, tidy it, and take it elsewhere."""
+
+import argparse
+import datetime
+import json
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+
+from cong.config.loading import check
+from cong.config.stream import FollowSettings, ReadSettings, SampleFilter, WriteSettings
+from cong.errors import StreamError
+from cong.report import (
+    Axis,
+    Bar,
+    BarPlot,
+    Column,
+    Figure,
+    Histogram,
+    Page,
+    Panels,
+    Plot,
+    Section,
+    Table,
+    save_plot,
+    to_rich,
+    write_html,
+)
+from cong.stream import Cursor, Draw, Span, Store, StreamReader, compact, open_store, to_records, verify
+from cong.stream.export import export
+from cong.stream.filesystem import LocalFileSystem
+from cong.stream.identity import require_identity
+from cong.stream.index import KeyIndex, index_cache
+from cong.stream.listing import list_stream
+from cong.stream.names import JOURNAL
+from cong.stream.statistics import SampleFacts, lane_facts, sample_facts
+from cong.stream.store import LocalStore
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_EXCERPT_CHARS = 60
+_TAIL_COLUMNS = ("key", "kind", "finish_reason", "num_tokens", "implicit_reward_mean", "completion_text")
+
+
+def _store(arguments: argparse.Namespace) -> Store:
+    options: dict[str, Any] = {}
+    for text in arguments.storage_option:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise StreamError(f"--storage-option {text!r}: write it as NAME=VALUE")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    store = open_store(arguments.stream, options)
+    require_identity(store)
+    return store
+
+
+def _settings(arguments: argparse.Namespace) -> ReadSettings:
+    return check(
+        ReadSettings,
+        {
+            "filter": {
+                "kinds": arguments.kind,
+                "finish_reasons": arguments.finish_reason,
+                "min_tokens": arguments.min_tokens,
+                "max_tokens": arguments.max_tokens,
+                "min_reward_mean": arguments.min_reward,
+                "max_reward_mean": arguments.max_reward,
+            },
+            "on_damage": "skip" if arguments.skip_damage else "error",
+        },
+        "command line",
+    )
+
+
+def _time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S") if seconds else "–"
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
+
+
+def _console() -> Console:
+    # A pipe has no width; tables are then as wide as they need.
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _ls(arguments: argparse.Namespace) -> int:
+    store = _store(arguments)
+    listing, lanes = lane_facts(store)
+    columns = [
+        Column("writer", "left"),
+        Column("state", "left"),
+        *(Column(name) for name in ("segments", "rows", "size")),
+        Column("rows/s", format=",.1f"),
+        Column("last published (UTC)", "left"),
+        Column("gaps", "left"),
+    ]
+    rows = [
+        [
+            str(facts.lane),
+            facts.state,
+            facts.num_segments,
+            facts.num_rows,
+            _size(facts.num_bytes),
+            facts.rows_per_s,
+            _time(facts.last_published_s),
+            f"{facts.num_gaps} ({facts.num_missing_rows} rows)" if facts.num_gaps else "none",
+        ]
+        for facts in lanes
+    ]
+    total = f"{listing.num_rows:,} rows in {len(listing.segments):,} segments, {_size(sum(f.num_bytes for f in lanes))}"
+    state = "every writer has closed" if listing.is_ended() else "still open"
+    print(f"{store.location}: {total}; {state}")
+    _console().print(to_rich(Table("", columns, rows)))
+    for path in [*listing.unrecognised, *(segment.path for segment in listing.impostors)]:
+        print(f"cong: {path} is not what a writer made; run `cong stream verify`", file=sys.stderr)
+    return 0
+
+
+def _line(row: dict[str, Any], place: str) -> str:
+    reward = row["implicit_reward_mean"]
+    text = " ".join(row["completion_text"].split())
+    excerpt = text if len(text) <= _EXCERPT_CHARS else text[: _EXCERPT_CHARS - 1] + "…"
+    return (
+        f"{row['key'][:12]}  {place:<24} {row['kind']:<11} {row['finish_reason']:<9} {row['num_tokens']:>6} tokens  "
+        f"{'   –  ' if reward is None else f'{reward:+.3f}'}  {excerpt}"
+    )
+
+
+def _print_rows(reader: StreamReader, draw: Draw) -> None:
+    for row, number, at in zip(
+        reader.fetch(draw, _TAIL_COLUMNS).to_pylist(), draw.lane_numbers.tolist(), draw.rows.tolist(), strict=True
+    ):
+        print(_line(row, f"{draw.lanes[number]}:{at}"), flush=True)
+
+
+def _tail(arguments: argparse.Namespace) -> int:
+    store = _store(arguments)
+    follow = FollowSettings(poll_s=arguments.poll, idle_timeout_s=arguments.idle_timeout) if arguments.follow else None
+    settings = ReadSettings(on_damage="skip", is_deduplicated=False, follow=follow)
+    reader = StreamReader(store, settings)
+    listing = reader.listing
+    for lane in listing.lanes.values():
+        stop = lane.segments[-1].stop_row if lane.segments else 0
+        rows = [row for row in range(max(0, stop - arguments.num), stop) if lane.segment_of(row)]
+        if rows:
+            at = np.array(rows, dtype=np.int64)
+            _print_rows(reader, Draw((lane.lane,), np.zeros_like(at), at, reader.cursor))
+    if follow is not None:
+        ends = tuple((lane.lane, lane.segments[-1].stop_row) for lane in listing.lanes.values() if lane.segments)
+        follower = StreamReader(store, settings, replace(reader.cursor, admitted=ends))
+        while (drawn := follower.draw(1)) is not None:
+            _print_rows(follower, drawn)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    store = _store(arguments)
+    index = KeyIndex(store, require_identity(store), index_cache(store, ""))
+    index.refresh(list_stream(store))
+    place = index.find(arguments.key)
+    if place is None:
+        raise StreamError(f"{store.location} has no record with key {arguments.key!r}; give the whole key")
+    reader = StreamReader(store, ReadSettings(on_damage="skip", is_deduplicated=False))
+    number, row = np.zeros(1, dtype=np.int64), np.array([place.row], dtype=np.int64)
+    (record,) = to_records(reader.fetch(Draw((place.lane,), number, row, reader.cursor)))
+    print(f"{Span(place.lane, place.row, place.row + 1)}", file=sys.stderr)
+    print(json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=2))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    store = _store_unchecked(arguments)
+    folder = arguments.journal or (f"{store.root}/{JOURNAL}" if isinstance(store, LocalStore) else "")
+    report = verify(store, (LocalFileSystem(), folder) if folder else None)
+    for problem in report.problems:
+        rows = f" [{problem.rows}]" if problem.rows is not None else ""
+        print(f"{problem.path}: {problem.what}{rows}")
+    print(
+        f"{report.num_rows:,} rows in {report.num_segments:,} segments, {_size(report.num_bytes)}, are what was "
+        f"written; {len(report.problems)} problem(s), {report.num_journal_records} record(s) in journals only, "
+        f"{report.num_leftovers} harmless leftover(s)"
+    )
+    return 0 if report.is_sound else 1
+
+
+def _store_unchecked(arguments: argparse.Namespace) -> Store:
+    """For the command that reports a damaged identity instead of stopping at it."""
+    try:
+        return _store(arguments)
+    except StreamError:
+        return open_store(arguments.stream)
+
+
+def _compact(arguments: argparse.Namespace) -> int:
+    settings = WriteSettings(rows_per_segment=arguments.rows_per_segment, bytes_per_segment=arguments.bytes_per_segment)
+    done = compact(_store(arguments), settings, is_dry_run=arguments.dry_run)
+    verb = "would become" if arguments.dry_run else "became"
+    print(f"{done.num_before:,} segments {verb} {done.num_after:,}; {done.num_removed:,} files removed")
+    return 0
+
+
+def _bars(counts: Counter[str], label: str) -> BarPlot:
+    total = max(1, sum(counts.values()))
+    bars = [Bar(name, 100.0 * count / total) for name, count in counts.most_common(12)]
+    return BarPlot(bars, Axis(label, "%"), format=".1f")
+
+
+def _plots(facts: SampleFacts) -> list[Plot]:
+    plots: list[Plot] = [Histogram({"samples": facts.lengths.values}, Axis("length", "tokens"), "Lengths")]
+    if facts.rewards.values:
+        axis = Axis("implicit reward per token", "nats")
+        plots.append(Histogram({"samples": facts.rewards.values}, axis, "Implicit rewards"))
+    plots.append(replace(_bars(facts.finish_reasons, "share of samples"), title="Finish reasons"))
+    sizes: Counter[str] = Counter()
+    for low, high in ((1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 63), (64, 2**31)):
+        count = sum(number for size, number in facts.head_sizes.items() if low <= size <= high)
+        sizes[str(low) if low == high else f"{low} to {high}" if high < 2**31 else f"{low} and more"] = count
+    ordered = [Bar(name, 100.0 * count / max(1, sum(sizes.values()))) for name, count in sizes.items()]
+    plots.append(BarPlot(ordered, Axis("share of tokens", "%"), title="Head-set sizes", format=".1f"))
+    return plots
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    store = _store(arguments)
+    facts = sample_facts(StreamReader(store, _settings(arguments)))
+    if not facts.num_records:
+        raise StreamError(f"{store.location} has no record that passes the filter")
+    heads = sum(facts.head_sizes.values())
+    numbers: list[tuple[str, float | int | str | None]] = [
+        ("records", facts.num_records),
+        ("tokens", facts.num_tokens),
+        ("mean length", facts.num_tokens / facts.num_records),
+        ("median length", float(np.median(facts.lengths.values))),
+        ("mean implicit reward per token", float(np.mean(facts.rewards.values)) if facts.rewards.values else None),
+        ("mean head-set size", sum(size * n for size, n in facts.head_sizes.items()) / heads if heads else None),
+        *((f"finish reason {name}", count) for name, count in facts.finish_reasons.most_common()),
+        *((f"kind {name}", count) for name, count in facts.kinds.most_common()),
+        ("sampling parameters", len(facts.parameters)),
+        ("sets of networks", len(facts.networks)),
+    ]
+    table = Table(f"Samples of {store.location}", [Column("what", "left"), Column("value")], numbers)
+    _console().print(to_rich(table))
+    plots = _plots(facts)
+    if arguments.png:
+        save_plot(Panels(plots, num_columns=2), arguments.png)  # type: ignore[arg-type]
+        print(f"wrote {arguments.png}")
+    if arguments.html:
+        figures = [Figure(plot, getattr(plot, "title", "")) for plot in plots]
+        page = Page(
+            f"Samples of {store.location}", "", [Section("Numbers", [table]), Section("Distributions", figures)]
+        )
+        write_html(page, arguments.html)
+        print(f"wrote {arguments.html}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    store = _store(arguments)
+    rejected = None
+    settings = _settings(arguments)
+    if arguments.form == "preference":
+        other = _store(argparse.Namespace(**{**vars(arguments), "stream": arguments.rejected or arguments.stream}))
+        settings = settings.model_copy(
+            update={"filter": settings.filter.model_copy(update={"kinds": ("contrastive",)})}
+        )
+        rejected = StreamReader(
+            other, ReadSettings(filter=SampleFilter(kinds=("plain",)), on_damage=settings.on_damage)
+        )
+    reader = StreamReader(store, settings)
+    facts = export(reader, arguments.target, arguments.form, getattr(arguments, "as"), rejected, arguments.licence)
+    print(f"read {facts.num_records:,} records, wrote {arguments.target}")
+    _note_skipped(reader.cursor)
+    return 0
+
+
+def _note_skipped(cursor: Cursor) -> None:
+    for span in cursor.skipped:
+        print(f"cong: left out as damaged: {span}", file=sys.stderr)
+
+
+def _add_filter_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("which records")
+    group.add_argument("--kind", action="append", default=[], help="contrastive or plain; may be repeated (all)")
+    group.add_argument("--finish-reason", action="append", default=[], help="such as stop; may be repeated (all)")
+    group.add_argument("--min-tokens", type=int, default=0, metavar="N")
+    group.add_argument("--max-tokens", type=int, default=0, metavar="N", help="0 = no limit")
+    group.add_argument("--min-reward", type=float, metavar="R", help="lowest implicit reward per token")
+    group.add_argument("--max-reward", type=float, metavar="R", help="highest implicit reward per token")
+    group.add_argument("--skip-damage", action="store_true", help="leave damaged rows out and name them")
+
+
+def add_stream_commands(commands: "Commands") -> None:
+    """Declare `cong stream ...`."""
+    parser = commands.add_parser("stream", help="list, follow, check, tidy and export a stream of samples")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("stream", metavar="STREAM", help="folder, or URL such as s3://bucket/prefix")
+    where.add_argument(
+        "--storage-option", action="append", default=[], metavar="NAME=VALUE", help="for the URL's store"
+    )
+
+    ls = actions.add_parser("ls", parents=[where], help="writers with their segments, rows, sizes, rates and gaps")
+    ls.set_defaults(run=_ls)
+
+    tail = actions.add_parser(
+        "tail", parents=[where], help="the last records of each writer, and new ones as they come"
+    )
+    tail.add_argument("-n", "--num", type=int, default=5, metavar="N", help="records per writer (5)")
+    tail.add_argument("-f", "--follow", action="store_true", help="go on until every writer has closed")
+    tail.add_argument(
+        "--idle-timeout", type=float, default=3600.0, metavar="S", help="stop after S seconds without news"
+    )
+    tail.add_argument("--poll", type=float, default=0.5, metavar="S", help="look every S seconds (0.5)")
+    tail.set_defaults(run=_tail)
+
+    show = actions.add_parser("show", parents=[where], help="one record as JSON, by its key")
+    show.add_argument("key", metavar="KEY")
+    show.set_defaults(run=_show)
+
+    proof = actions.add_parser("verify", parents=[where], help="check every byte; exit code 1 and what is wrong")
+    proof.add_argument("--journal", default="", metavar="DIR", help="folder of write-ahead files (STREAM/journal)")
+    proof.set_defaults(run=_verify)
+
+    tidy = actions.add_parser("compact", parents=[where], help="merge small segments; cursors stay true")
+    tidy.add_argument("--rows-per-segment", type=int, default=50_000, metavar="N")
+    tidy.add_argument("--bytes-per-segment", type=int, default=256 << 20, metavar="N")
+    tidy.add_argument("--dry-run", action="store_true", help="say what would be done")
+    tidy.set_defaults(run=_compact)
+
+    stats = actions.add_parser("stats", parents=[where], help="lengths, rewards, finish reasons and head-set sizes")
+    stats.add_argument("--png", type=Path, metavar="FILE", help="draw the distributions")
+    stats.add_argument("--html", type=Path, metavar="FILE", help="write them as a page")
+    _add_filter_options(stats)
+    stats.set_defaults(run=_stats)
+
+    out = actions.add_parser("export", parents=[where], help="write training data that other programs read")
+    out.add_argument("target", type=Path, metavar="TARGET", help="file or folder to make")
+    out.add_argument("--form", choices=["prompt-completion", "messages", "preference"], default="prompt-completion")
+    out.add_argument(
+        "--as", choices=["jsonl", "parquet", "dataset"], default="jsonl", help="dataset: a folder with a card"
+    )
+    out.add_argument(
+        "--rejected", metavar="STREAM", help="preference: its plain samples are the rejected ones (the same stream)"
+    )
+    out.add_argument("--licence", default="", help="for the dataset card, such as cc-by-4.0")
+    _add_filter_options(out)
+    out.set_defaults(run=_export)

@@ -1,0 +1,128 @@
+"""Numbers about numbers: intervals, correlations, and the share of a gap that was recovered.
+
+Knows numpy and nothing of where the numbers come from.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Z_95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the ends of its 95 % confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def t_quantile(num_freedoms: int, confidence: float = 0.95) -> float:
+    """The t for which Student's distribution has probability `confidence` between -t and t."""
+    assert num_freedoms >= 1, "an interval needs at least two values"
+    assert 0.0 < confidence < 1.0, f"confidence is {confidence}"
+
+    def mass(t: float) -> float:
+        # The closed forms for whole degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4.
+        angle = math.atan(t / math.sqrt(num_freedoms))
+        cosine_square = math.cos(angle) ** 2
+        is_odd = num_freedoms % 2 == 1
+        term, total = 1.0, 0.0
+        for k in range(2 + is_odd, num_freedoms + 1, 2):
+            total += term
+            term *= cosine_square * (k - 1) / k
+        if is_odd:
+            return 2.0 / math.pi * (angle + math.sin(angle) * math.cos(angle) * total)
+        return math.sin(angle) * total
+
+    low, high = 0.0, 1.0
+    while mass(high) < confidence:
+        high *= 2.0
+    for _ in range(100):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if mass(middle) < confidence else (low, middle)
+    return (low + high) / 2.0
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """Interval for the mean of few values, such as one per seed; unbounded for a single one."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean, -math.inf, math.inf)
+    half_width = t_quantile(len(values) - 1) * _standard_error(values)
+    return Interval(mean, mean - half_width, mean + half_width)
+
+
+def normal_interval(values: Sequence[float]) -> Interval:
+    """Interval for the mean of many independent values, such as one per prompt."""
+    assert len(values) >= 2, "an interval needs at least two values"
+    mean = float(np.mean(values))
+    half_width = Z_95 * _standard_error(values)
+    return Interval(mean, mean - half_width, mean + half_width)
+
+
+def paired_interval(left: Sequence[float], right: Sequence[float]) -> Interval:
+    """Interval for the mean of left - right, measured on the same prompts."""
+    return normal_interval([a - b for a, b in zip(left, right, strict=True)])
+
+
+def bootstrap_interval(
+    columns: Sequence[Sequence[float]],
+    statistic: Callable[..., float],
+    seed: int = 0,
+    num_resamples: int = 1000,
+) -> Interval:
+    """Percentile interval of a statistic of columns that are resampled together, row by row.
+
+    Resamples for which the statistic is not defined (nan) do not count.
+    """
+    table = np.asarray(columns, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(table.shape[1], size=(num_resamples, table.shape[1]))
+    values = [statistic(*table[:, rows]) for rows in draws]
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return Interval(statistic(*table), float(low), float(high))
+
+
+def pearson(left: Sequence[float], right: Sequence[float]) -> float:
+    """Linear correlation; nan where a side does not vary."""
+    x, y = np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    assert x.shape == y.shape, f"{x.size} values beside {y.size}"
+    x, y = x - x.mean(), y - y.mean()
+    scale = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / scale if scale > 0.0 else math.nan
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Rank of each value from 1 upwards; equal values share the mean of their ranks."""
+    _, place, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    shared = last - (counts - 1) / 2.0
+    return [float(rank) for rank in shared[place]]
+
+
+def spearman(left: Sequence[float], right: Sequence[float]) -> float:
+    """Correlation of ranks."""
+    return pearson(ranks(left), ranks(right))
+
+
+def quantile_means(keys: Sequence[float], values: Sequence[float], num_groups: int = 4) -> list[float]:
+    """Mean value in each of `num_groups` equally large groups, by ascending key."""
+    assert len(keys) == len(values) >= num_groups, f"{len(keys)} keys, {len(values)} values, {num_groups} groups"
+    order = np.argsort(np.asarray(keys, dtype=np.float64), kind="stable")
+    groups = np.array_split(np.asarray(values, dtype=np.float64)[order], num_groups)
+    return [float(group.mean()) for group in groups]
+
+
+def performance_gap_recovered(student: float, weak: float, ceiling: float) -> float | None:
+    """(student - weak) / (ceiling - weak); None where the ceiling is not above the weak model."""
+    return (student - weak) / (ceiling - weak) if ceiling > weak else None

@@ -1,0 +1,107 @@
+"""Intervals, correlations and the recovered gap: known answers, and agreement with slow or simulated versions."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cong.statistics import (
+    bootstrap_interval,
+    normal_interval,
+    paired_interval,
+    pearson,
+    performance_gap_recovered,
+    quantile_means,
+    ranks,
+    spearman,
+    t_interval,
+    t_quantile,
+)
+
+
+@pytest.mark.parametrize(
+    ("num_freedoms", "quantile"),
+    [(1, 12.7062047), (2, 4.3026527), (3, 3.1824463), (4, 2.7764451), (9, 2.2621572), (30, 2.0422725)],
+)
+def test_t_quantiles_are_those_of_the_tables(num_freedoms: int, quantile: float) -> None:
+    assert t_quantile(num_freedoms) == pytest.approx(quantile, abs=1e-6)
+
+
+def test_t_quantile_of_many_freedoms_is_nearly_normal() -> None:
+    assert t_quantile(2000) == pytest.approx(1.959964, abs=2e-3)
+
+
+def test_t_interval_of_three_values_by_hand() -> None:
+    # Mean 2, standard deviation 1, standard error 1 / sqrt 3.
+    interval = t_interval([1.0, 2.0, 3.0])
+    assert interval.mean == 2.0
+    assert interval.high - 2.0 == pytest.approx(4.3026527 / math.sqrt(3), abs=1e-6)
+    assert 2.0 - interval.low == pytest.approx(interval.high - 2.0)
+
+
+def test_t_interval_of_one_value_is_unbounded() -> None:
+    interval = t_interval([0.5])
+    assert (interval.mean, interval.low, interval.high) == (0.5, -math.inf, math.inf)
+
+
+def test_normal_interval_covers_the_mean_about_19_times_in_20() -> None:
+    rng = random.Random(1)
+    num_trials, num_covered = 400, 0
+    for _ in range(num_trials):
+        interval = normal_interval([rng.random() for _ in range(60)])
+        num_covered += interval.low <= 0.5 <= interval.high
+    # Binomial(400, 0.95): four standard deviations below is 363.
+    assert 363 <= num_covered < num_trials
+
+
+def test_paired_interval_is_narrow_where_pairs_move_together() -> None:
+    rng = random.Random(2)
+    common = [rng.random() for _ in range(200)]
+    left = [value + 0.1 for value in common]
+    interval = paired_interval(left, common)
+    assert interval.mean == pytest.approx(0.1)
+    assert interval.high - interval.low < 1e-9
+
+
+def test_bootstrap_agrees_with_the_normal_interval_for_a_mean() -> None:
+    rng = random.Random(3)
+    values = [rng.gauss(1.0, 2.0) for _ in range(500)]
+    resampled = bootstrap_interval([values], lambda column: float(np.mean(column)))
+    normal = normal_interval(values)
+    assert resampled.mean == pytest.approx(normal.mean)
+    assert resampled.low == pytest.approx(normal.low, abs=0.05)
+    assert resampled.high == pytest.approx(normal.high, abs=0.05)
+
+
+def test_pearson_of_a_line_and_of_a_constant() -> None:
+    assert pearson([1.0, 2.0, 3.0], [5.0, 7.0, 9.0]) == pytest.approx(1.0)
+    assert pearson([1.0, 2.0, 3.0], [9.0, 7.0, 5.0]) == pytest.approx(-1.0)
+    assert pearson([1.0, 2.0, 4.0], [1.0, 3.0, 2.0]) == pytest.approx(0.3273268)
+    assert math.isnan(pearson([1.0, 1.0], [0.0, 1.0]))
+
+
+def test_equal_values_share_their_rank() -> None:
+    assert ranks([3.0, 1.0, 1.0, 2.0]) == [4.0, 1.5, 1.5, 3.0]
+
+
+def test_spearman_sees_order_only() -> None:
+    assert spearman([1.0, 2.0, 3.0, 4.0], [1.0, 10.0, 100.0, 1000.0]) == pytest.approx(1.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-50, 50), min_size=1, max_size=30))
+def test_ranks_count_the_smaller_and_half_of_the_equal(values: list[int]) -> None:
+    slow = [sum(w < v for w in values) + (sum(w == v for w in values) + 1) / 2 for v in values]
+    assert ranks([float(value) for value in values]) == slow
+
+
+def test_quantile_means_by_hand() -> None:
+    assert quantile_means([4.0, 1.0, 3.0, 2.0], [40.0, 10.0, 30.0, 20.0], num_groups=2) == [15.0, 35.0]
+
+
+def test_recovered_gap_by_hand_and_undefined_without_a_gap() -> None:
+    assert performance_gap_recovered(0.72, 0.60, 0.80) == pytest.approx(0.6)
+    assert performance_gap_recovered(0.5, 0.6, 0.6) is None
