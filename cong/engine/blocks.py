@@ -29,6 +29,8 @@ class BlockPool:
 
     num_blocks: int
     block_size: int
+    cached_share: float = 1.0
+    """Share of all blocks that may keep a prefix which nobody holds; beyond it, a quarter as many as are held."""
     num_hits: int = 0
     """Blocks that were shared instead of computed."""
     _counts: list[int] = field(init=False)
@@ -82,11 +84,9 @@ class BlockPool:
         assert count <= self.num_free, f"{count} blocks asked, {self.num_free} free"
         blocks = []
         for _ in range(count):
-            if self._blank:
-                block = heapq.heappop(self._blank)
-            else:
-                block, _ = self._cached.popitem(last=False)  # the longest unused prefix goes first
-                del self._block_of[self._key_of.pop(block)]
+            if not self._blank:
+                self._evict()
+            block = heapq.heappop(self._blank)
             self._counts[block] = 1
             blocks.append(block)
         return blocks
@@ -108,16 +108,14 @@ class BlockPool:
                     self._cached[block] = None
                 else:
                     heapq.heappush(self._blank, block)
+        while len(self._cached) > max(self.cached_share * self.num_blocks, self.num_used / 4):
+            self._evict()
 
-    def forget(self, blocks: Ordered[int]) -> None:
-        """Withdraw what was published of blocks whose content never came to be."""
-        for block in blocks:
-            key = self._key_of.pop(block, None)
-            if key is not None:
-                del self._block_of[key]
-                if self._counts[block] == 0:
-                    del self._cached[block]
-                    heapq.heappush(self._blank, block)
+    def _evict(self) -> None:
+        """Forget the longest unused prefix."""
+        block, _ = self._cached.popitem(last=False)
+        del self._block_of[self._key_of.pop(block)]
+        heapq.heappush(self._blank, block)
 
     def check(self, held: Ordered[Ordered[int]]) -> None:
         """Assert that the accounts are right, given the blocks every holder says it holds; for tests."""

@@ -69,7 +69,7 @@ class Engine:
         self._runner = Runner(networks.networks, stacks_networks=config.stacks_networks)
         num_blocks = plan_blocks(self._runner, networks, config)
         self._runner.prepare(num_blocks, config.block_size)
-        self._pool = BlockPool(num_blocks, config.block_size)
+        self._pool = BlockPool(num_blocks, config.block_size, self._runner.cached_share)
         limits = Limits(max(config.max_step_tokens, config.max_running), config.max_running)
         self._scheduler = Scheduler(self._pool, limits)
         self._drawer = Drawer(networks.shared_vocab_size, self._runner.device)

@@ -104,6 +104,11 @@ class Runner:
         self.stacks = self._build_stacks(networks, stacks_networks)
 
     @property
+    def cached_share(self) -> float:
+        """Share of the blocks that may lie idle with a known prefix: few where attention sweeps over all of them."""
+        return 0.05 if self.device.type == "cpu" else 1.0
+
+    @property
     def layer_shapes(self) -> list[LayerShape]:
         """What every layer of every network keeps per token."""
         return [shape for stack in self.stacks for shape in stack.probe.shapes * len(stack.indices)]
