@@ -62,9 +62,8 @@ def save_tokenizer(folder: Path) -> None:
     core = tokenizers.Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<pad>"))
     core.pre_tokenizer = Split(tokenizers.Regex("."), "isolated")
     core.decoder = tokenizers.decoders.Fuse()
-    wrapped: Any = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>"
-    )
+    make: Any = transformers.PreTrainedTokenizerFast
+    wrapped = make(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>")
     wrapped.save_pretrained(folder)
 
 

@@ -16,7 +16,7 @@ from cong.decoding import mix, stack_rules, warp
 from cong.engine import Engine, Generate, Rate, Rated, SampleFinished
 from cong.lab.sampler import ReferenceSample, reference_sample, reference_score
 from cong.models import attach_adapter, join_networks
-from cong.schemas import Prompt, SampleRecord, SamplingParameters, Score
+from cong.schemas import Prompt, Role, SampleRecord, SamplingParameters, Score
 from tests.engine.conftest import EOS, FAMILIES, VOCAB, World, load, save_adapter
 
 SMALL = EngineConfig(max_running=16, max_step_tokens=40, block_size=4, kv_memory_bytes=2**22)
@@ -218,7 +218,8 @@ def test_scores_equal_the_reference_and_what_sampling_recorded(world: World) -> 
         score = rated[f"score-{request.request_id}"]
         assert score.completion_token_ids == record.completion_token_ids
         expected = reference_score(oracle, request.prompt.token_ids, record.completion_token_ids)
-        for role, reference in zip(("aligned", "base"), expected, strict=True):
+        roles: tuple[Role, ...] = ("aligned", "base")
+        for role, reference in zip(roles, expected, strict=True):
             torch.testing.assert_close(score.logprobs[role], reference, atol=1e-4, rtol=0)
             torch.testing.assert_close(record.logprobs[role], reference, atol=1e-4, rtol=0)
 
