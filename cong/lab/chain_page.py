@@ -105,7 +105,15 @@ def gains_table(chain: Chain) -> Table:
     rows: list[list[Cell]] = [
         [label, estimate(paired_interval(sets[left], sets[right]))] for label, left, right in pairs
     ]
-    return Table("Gains, paired by prompt", [Column("gain", "left"), Column("difference [95 %]", format="+.3f")], rows)
+    return Table(
+        "Gains, paired by prompt",
+        [Column("gain", "left"), Column("difference [95 %]", format="+.3f")],
+        rows,
+        caption=(
+            "ConG-S had one gentle epoch. Against a stage 1 trained to convergence most of ConG's gain is gone: "
+            "`cong lab experiment` measures both."
+        ),
+    )
 
 
 def _alpha_figure(chain: Chain) -> Figure:

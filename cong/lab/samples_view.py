@@ -46,12 +46,12 @@ def to_rich_samples(samples: Samples) -> Group:
     table.add_column("prompt", no_wrap=True)
     table.add_column("ideal", no_wrap=True)
     for response in samples.comparisons[0].responses:
-        table.add_column(response.label)
+        table.add_column(response.label, min_width=len(response.label), overflow="fold")
     for comparison in samples.comparisons:
         cells = [Text(comparison.prompt), Text(ideal_response(comparison.prompt))]
         for response in comparison.responses:
-            reward = "" if response.reward is None else f" {response.reward:.2f}"
-            cells.append(_coloured(response, samples.full_colour_nats).append(reward, "dim"))
+            reward = Text("" if response.reward is None else f"{response.reward:.2f}\u00a0", "dim")
+            cells.append(reward.append_text(_coloured(response, samples.full_colour_nats)))
         table.add_row(*cells)
     legend = Text.assemble(
         ("green", "rgb(0,200,0)"),

@@ -14,6 +14,11 @@ from cong.cli import main
 from cong.config import RunConfig, load_config
 from cong.lab.bases import SHIPPED, SIZES, base_recipe
 from cong.lab.cache import problem_with
+from cong.lab.claims import is_pair_sound, judge_claims
+from cong.lab.decodings import ALIGNED
+from cong.lab.experiment import claims_of
+from cong.lab.experiment_page import experiment_page
+from cong.lab.experiment_tables import Seeds, claims_table, weak_table
 from cong.lab.networks import load_network
 from cong.lab.results import ExperimentResult
 
@@ -79,6 +84,31 @@ def test_experiment_writes_results_page_and_report_and_continues_from_what_is_do
     assert lab(workplace, "experiment", "--seeds", "2", "--json", str(stored)) == 0
     assert stored.read_bytes() == before
     assert "pretraining" not in capsys.readouterr().err
+
+
+def test_a_failed_alignment_is_said_and_its_seed_stays_in_the_tables(workplace: Path) -> None:
+    stored = workplace / "both.json"
+    assert lab(workplace, "experiment", "--seeds", "2", "--json", str(stored)) == 0
+    result = ExperimentResult.model_validate_json(stored.read_text())
+    shares = {0: 0.01, 1: 0.9}
+    mixed = tuple(
+        seed.model_copy(
+            update={"weak": seed.weak | {ALIGNED: seed.weak[ALIGNED].model_copy(update={"stray_share": share})}}
+        )
+        for seed, share in zip(result.seeds, shares.values(), strict=True)
+    )
+    assert [is_pair_sound(seed) for seed in mixed] == [True, False]
+    seeds = Seeds(mixed)
+    verdicts = judge_claims(claims_of(load_config(RunConfig, [workplace / "run.yaml"]).lab), mixed)
+    page = experiment_page(result.model_copy(update={"seeds": mixed}), verdicts)
+    assert "On seed 1 the weak model's alignment itself failed: 90%" in page.summary
+    table = weak_table(seeds)
+    where_aligned = [column.name for column in table.columns].index("where aligned")
+    for row, name in zip(table.rows, mixed[0].weak, strict=True):
+        assert row[where_aligned] == pytest.approx(mixed[0].weak[name].reward.mean)
+    assert "seed 1, not aligned [95 %]" in [column.name for column in claims_table(verdicts, seeds, True).columns]
+    assert Seeds(mixed[1:]).sound == mixed[1:]
+    assert not Seeds(mixed[:1]).is_mixed
 
 
 def test_demo_says_where_everything_lies(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

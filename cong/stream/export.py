@@ -1,0 +1,215 @@
+"""A stream in the forms that other trainers read: prompt and completion, messages, or chosen and rejected.
+
+As one JSONL or Parquet file, or as a folder for `datasets` with a card. A target appears whole or not at all.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cong.errors import StreamError
+from cong.stream.card import CardFacts, dataset_card
+from cong.stream.cursor import Draw
+from cong.stream.reader import StreamReader
+from cong.stream.statistics import COLUMNS as FACT_COLUMNS
+from cong.stream.statistics import SampleFacts
+
+Form = Literal["prompt-completion", "messages", "preference"]
+Container = Literal["jsonl", "parquet", "dataset"]
+
+_TEXT_COLUMNS = ("key", "prompt_id", "prompt_text", "prompt_messages", "completion_text")
+_ROWS_AT_ONCE = 1024
+_ROWS_PER_SHARD = 100_000
+
+_TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+Row = dict[str, Any]
+
+
+def export(
+    reader: StreamReader,
+    target: Path,
+    form: Form,
+    container: Container,
+    rejected: StreamReader | None = None,
+    licence: str = "",
+) -> SampleFacts:
+    """Write what a reader hands out; `rejected` gives the other side of a preference, joined by prompt id."""
+    if (form == "preference") != (rejected is not None):
+        raise StreamError("a preference export needs a reader of rejected samples, and no other export takes one")
+    if target.exists():
+        raise StreamError(f"{target} exists; remove it or choose another target")
+    facts = SampleFacts()
+    rows = _rows(reader, form, rejected, facts)
+    first = next(rows, None)
+    if first is None:
+        raise StreamError("there is nothing to export: no record passes, or no prompt has both sides")
+    schema = _schema(first)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        every = _with_first(first, rows)
+        if container == "jsonl":
+            num_rows = _write_jsonl(every, temporary)
+        elif container == "parquet":
+            num_rows = _write_parquet(every, temporary, schema)
+        else:
+            num_rows = _write_dataset(every, temporary, schema)
+            card = CardFacts(target.name, form, num_rows, licence, schema.names, facts)
+            (temporary / "README.md").write_text(dataset_card(card), encoding="utf-8")
+        os.replace(temporary, target)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            temporary.unlink()
+        raise
+    return facts
+
+
+def _with_first(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
+    yield first
+    yield from rest
+
+
+def _rows(reader: StreamReader, form: Form, rejected: StreamReader | None, facts: SampleFacts) -> Iterator[Row]:
+    columns = sorted({*_TEXT_COLUMNS, *FACT_COLUMNS})
+    others = _places_by_prompt(rejected) if rejected is not None else {}
+    for table, _ in reader.tables(_ROWS_AT_ONCE, columns):
+        facts.add(table)
+        items = table.select(list(_TEXT_COLUMNS)).to_pylist()
+        if rejected is None:
+            yield from (_single(item, form) for item in items)
+        else:
+            yield from _pairs(items, others, rejected)
+
+
+def _places_by_prompt(reader: StreamReader) -> dict[str, list[tuple[Any, int]]]:
+    """Where the rejected samples of each prompt lie, first in the stream first; their texts stay in the stream."""
+    places: dict[str, list[tuple[Any, int]]] = {}
+    while (drawn := reader.draw(_ROWS_AT_ONCE)) is not None:
+        prompts = reader.fetch(drawn, ["prompt_id"]).column("prompt_id").to_pylist()
+        for prompt, number, row in zip(prompts, drawn.lane_numbers.tolist(), drawn.rows.tolist(), strict=True):
+            places.setdefault(prompt, []).append((drawn.lanes[number], row))
+    for found in places.values():
+        found.reverse()
+    return places
+
+
+def _pairs(items: list[Row], others: dict[str, list[tuple[Any, int]]], rejected: StreamReader) -> Iterator[Row]:
+    """The next unused rejected sample of the same prompt for each chosen one; a prompt without one is left out."""
+    matched = [(item, others[item["prompt_id"]].pop()) for item in items if others.get(item["prompt_id"])]
+    if not matched:
+        return
+    lanes = sorted({lane for _, (lane, _) in matched})
+    numbers = np.array([lanes.index(lane) for _, (lane, _) in matched], dtype=np.int64)
+    rows = np.array([row for _, (_, row) in matched], dtype=np.int64)
+    table = rejected.fetch(Draw(tuple(lanes), numbers, rows, rejected.cursor), _TEXT_COLUMNS)
+    for (chosen, _), other in zip(matched, table.to_pylist(), strict=True):
+        better, worse = _single(chosen, "prompt-completion"), _single(other, "prompt-completion")
+        yield {
+            "prompt": better["prompt"],
+            "chosen": better["completion"],
+            "rejected": worse["completion"],
+            "prompt_id": chosen["prompt_id"],
+            "chosen_key": chosen["key"],
+            "rejected_key": other["key"],
+        }
+
+
+def _single(item: Row, form: Form) -> Row:
+    turns, text, completion = item["prompt_messages"], item["prompt_text"], item["completion_text"]
+    if turns is None and text is None:
+        raise StreamError(f"record {item['key']} was prompted with token ids and has no text to export")
+    ids = {"prompt_id": item["prompt_id"], "key": item["key"]}
+    answer = {"role": "assistant", "content": completion}
+    if form == "messages":
+        return {"messages": [*(turns or [{"role": "user", "content": text}]), answer], **ids}
+    if turns is not None:
+        return {"prompt": turns, "completion": [answer], **ids}
+    return {"prompt": text, "completion": completion, **ids}
+
+
+def _schema(first: Row) -> pa.Schema:
+    return pa.schema([(name, pa.string() if isinstance(value, str) else _TURNS) for name, value in first.items()])
+
+
+def _checked(rows: Iterator[Row], schema: pa.Schema) -> Iterator[Row]:
+    is_text = {name: schema.field(name).type == pa.string() for name in schema.names}
+    for row in rows:
+        if any(isinstance(value, str) != is_text[name] for name, value in row.items()):
+            found = "chat messages" if is_text.get("prompt") else "plain text"
+            raise StreamError(
+                f"prompt {row['prompt_id']} is {found}, unlike the first one; one column cannot hold both. Export with "
+                "the form `messages`"
+            )
+        yield row
+
+
+def _batches(rows: Iterator[Row], schema: pa.Schema) -> Iterator[pa.Table]:
+    batch: list[Row] = []
+    for row in _checked(rows, schema):
+        batch.append(row)
+        if len(batch) == _ROWS_AT_ONCE:
+            yield pa.Table.from_pylist(batch, schema)
+            batch = []
+    if batch:
+        yield pa.Table.from_pylist(batch, schema)
+
+
+def _write_jsonl(rows: Iterator[Row], path: Path) -> int:
+    num_rows = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            num_rows += 1
+        _settle(file.fileno(), file.flush)
+    return num_rows
+
+
+def _write_parquet(rows: Iterator[Row], path: Path, schema: pa.Schema) -> int:
+    num_rows = 0
+    with path.open("wb") as file:
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for table in _batches(rows, schema):
+                writer.write_table(table)
+                num_rows += table.num_rows
+        _settle(file.fileno(), file.flush)
+    return num_rows
+
+
+def _write_dataset(rows: Iterator[Row], folder: Path, schema: pa.Schema) -> int:
+    data = folder / "data"
+    data.mkdir(parents=True)
+    shards: list[Path] = []
+    num_rows = 0
+    while (first := next(rows, None)) is not None:
+        shard = data / f"shard-{len(shards)}"
+        num_rows += _write_parquet(_at_most(_ROWS_PER_SHARD, first, rows), shard, schema)
+        shards.append(shard)
+    for number, shard in enumerate(shards):
+        shard.rename(data / f"train-{number:05d}-of-{len(shards):05d}.parquet")
+    return num_rows
+
+
+def _at_most(limit: int, first: Row, rest: Iterator[Row]) -> Iterator[Row]:
+    yield first
+    for _ in range(limit - 1):
+        row = next(rest, None)
+        if row is None:
+            return
+        yield row
+
+
+def _settle(descriptor: int, flush: Any) -> None:
+    flush()
+    os.fsync(descriptor)

@@ -1,0 +1,427 @@
+"""Reading a stream by cursor: which rows come next, and their columns.
+
+`draw` decides, `fetch` reads. One process draws; any number of ranks fetch their share of the same draw, so position
+is never split over ranks. Knows nothing of batches of tensors.
+"""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cong.config.stream import ReadSettings
+from cong.errors import StreamCorrupt, StreamError
+from cong.schemas import SampleRecord
+from cong.stream.columns import to_records
+from cong.stream.cursor import Cursor, Draw, Rows, split_spans, window_order
+from cong.stream.identity import read_identity, require_identity
+from cong.stream.index import KeyIndex, index_cache
+from cong.stream.keys import KEY_BYTES, KeyDigests
+from cong.stream.listing import Listing, Span, describe_gap, list_stream, require, require_rows
+from cong.stream.names import Lane, SegmentName
+from cong.stream.segment import SegmentFile, open_segment
+from cong.stream.selection import FILTER_COLUMNS, is_selective, passes
+from cong.stream.store import Store
+
+log = logging.getLogger(__name__)
+
+_WINDOW_ROWS = 4096
+"""Rows looked at together where the order is not shuffled; it has no influence on the order."""
+_MAX_OPEN_SEGMENTS = 64
+_MIN_CACHED_ROWS = 2048
+_READ_TRIES = 3
+
+Mask = npt.NDArray[np.bool_]
+
+
+def order_identity(settings: ReadSettings) -> dict[str, Any]:
+    """What a cursor must have in common with the reader that goes on from it."""
+    return {
+        "filter": settings.filter.model_dump(mode="json"),
+        "shuffle_rows": settings.shuffle_rows,
+        "shuffle_seed": settings.shuffle_seed if settings.shuffle_rows else 0,
+        "is_deduplicated": settings.is_deduplicated,
+    }
+
+
+class StreamReader:
+    """Rows of a stream from a cursor on."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: ReadSettings | None = None,
+        cursor: Cursor | None = None,
+        cache_dir: str = "",
+    ) -> None:
+        self._store = store
+        self._settings = settings or ReadSettings()
+        identity = order_identity(self._settings)
+        self._await_stream()
+        stream = require_identity(store)
+        if cursor is not None:
+            _require_same(cursor, stream, identity, store.location)
+        self._cursor = cursor or Cursor(stream, identity)
+        self._listing = self._look()
+        self._is_fresh = True
+        self._segments: OrderedDict[SegmentName, SegmentFile] = OrderedDict()
+        self._groups: OrderedDict[tuple[SegmentName, int, tuple[str, ...]], pa.Table] = OrderedDict()
+        self._index: KeyIndex | None = None
+        if self._settings.is_deduplicated:
+            self._index = KeyIndex(store, stream, index_cache(store, cache_dir))
+        self._walk: Rows = np.zeros(0, dtype=np.int64)
+        self._walk_at = 0
+        self._spans: tuple[Span, ...] = ()
+        self._window_rows: Rows = self._walk
+        self._window_lanes: Rows = self._walk
+        if self._cursor.window:
+            self._open_window()
+
+    @property
+    def cursor(self) -> Cursor:
+        """The position behind everything drawn so far."""
+        return self._cursor
+
+    @property
+    def listing(self) -> Listing:
+        """The stream as last looked at."""
+        return self._listing
+
+    @property
+    def num_rows_behind(self) -> int:
+        """Rows in sight that are not drawn yet, before filters."""
+        admitted = dict(self._cursor.admitted)
+        fresh = sum(
+            segment.stop_row - max(segment.first_row, min(admitted.get(segment.lane, 0), segment.stop_row))
+            for segment in self._listing.segments
+        )
+        waiting = sum(span.num_rows for span in (*self._cursor.pending, *self._cursor.window))
+        return fresh + waiting - self._cursor.offset
+
+    def draw(self, num_records: int) -> Draw | None:
+        """The next records, fewer only where the stream ends, None behind its end. Waits only when following."""
+        assert num_records > 0, f"num_records is {num_records}, must be positive"
+        if self._settings.max_records:
+            num_records = min(num_records, self._settings.max_records - self._cursor.num_records)
+        lanes: dict[Lane, int] = {}
+        numbers: list[Rows] = []
+        rows: list[Rows] = []
+        count = 0
+        while count < num_records and (self._walk_at < len(self._walk) or self._begin_window()):
+            taken = self._walk[self._walk_at : self._walk_at + num_records - count]
+            if len(taken):
+                names = [lanes.setdefault(span.lane, len(lanes)) for span in self._spans]
+                numbers.append(np.array(names, dtype=np.int64)[self._window_lanes[taken]])
+                rows.append(self._window_rows[taken])
+            count += len(taken)
+            self._advance(len(taken))
+        if not count:
+            return None
+        return Draw(tuple(lanes), np.concatenate(numbers), np.concatenate(rows), self._cursor)
+
+    def fetch(self, draw: Draw, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a draw, or of a rank's share of it, in the draw's order; all columns unless named."""
+        parts: list[pa.Table] = []
+        positions: list[Rows] = []
+        for number, lane in enumerate(draw.lanes):
+            at = np.flatnonzero(draw.lane_numbers == number)
+            at = at[np.argsort(draw.rows[at], kind="stable")]
+            rows = draw.rows[at]
+            start = 0
+            while start < len(rows):
+                table, first_row = self._group(lane, int(rows[start]), columns)
+                stop = int(np.searchsorted(rows, first_row + table.num_rows))
+                inside = rows[start:stop] - first_row
+                is_run = inside[-1] - inside[0] == len(inside) - 1
+                parts.append(table.slice(int(inside[0]), len(inside)) if is_run else table.take(pa.array(inside)))
+                positions.append(at[start:stop])
+                start = stop
+        if not parts:
+            raise StreamError("a draw without rows has no columns; skip it")
+        table = pa.concat_tables(parts)
+        order = np.concatenate(positions)
+        if (order == np.arange(len(order))).all():
+            return table
+        return table.take(pa.array(np.argsort(order)))
+
+    def tables(self, num_records: int, columns: Sequence[str] | None = None) -> Iterator[tuple[pa.Table, Cursor]]:
+        """Batch after batch, each with the cursor behind it."""
+        while (draw := self.draw(num_records)) is not None:
+            yield self.fetch(draw, columns), draw.cursor
+
+    def records(self) -> Iterator[SampleRecord]:
+        """Record after record, whole and validated: for people."""
+        for table, _ in self.tables(256):
+            yield from to_records(table)
+
+    # What comes next.
+
+    def _advance(self, num_taken: int) -> None:
+        cursor = replace(self._cursor, num_records=self._cursor.num_records + num_taken)
+        self._walk_at += num_taken
+        if self._walk_at >= len(self._walk):
+            self._cursor = replace(cursor, window=(), offset=0)
+            self._walk, self._walk_at = self._walk[:0], 0
+            return
+        offset = int(self._walk[self._walk_at - 1]) + 1
+        if self._settings.shuffle_rows:
+            self._cursor = replace(cursor, offset=offset)
+        else:
+            # In the stated order nothing depends on where a window began, so retention need not keep its beginning.
+            self._cursor = replace(cursor, window=split_spans(self._spans, offset)[1])
+
+    def _begin_window(self) -> bool:
+        """Open the next window that has rows in it; whether there is one."""
+        wanted = self._settings.shuffle_rows or _WINDOW_ROWS
+        while self._fill(wanted):
+            window, pending = split_spans(self._cursor.pending, wanted)
+            self._cursor = replace(
+                self._cursor, window=window, pending=pending, num_windows=self._cursor.num_windows + 1, offset=0
+            )
+            self._open_window()
+            if len(self._walk):
+                return True
+            self._cursor = replace(self._cursor, window=())
+        return False
+
+    def _fill(self, wanted: int) -> bool:
+        """Admit until a window can be filled or the stream ends; whether anything is pending."""
+        follow = self._settings.follow
+        waiting_since = time.monotonic()
+        while True:
+            num_pending = sum(span.num_rows for span in self._cursor.pending)
+            is_enough = num_pending >= (wanted if self._settings.shuffle_rows else 1)
+            if is_enough:
+                return True
+            if self._admit():
+                waiting_since = time.monotonic()
+                continue
+            is_over = follow is None or self._listing.is_ended()
+            if is_over or time.monotonic() - waiting_since >= follow.idle_timeout_s:  # type: ignore[union-attr]
+                return num_pending > 0
+            time.sleep(follow.poll_s)  # type: ignore[union-attr]
+
+    def _admit(self) -> bool:
+        """One round: take in every row in sight that was not taken in before; whether there was any."""
+        if not self._is_fresh:
+            if self._settings.follow is None:
+                return False
+            self._listing = self._look()
+        self._is_fresh = False
+        admitted = dict(self._cursor.admitted)
+        fresh: list[Span] = []
+        lost: list[Span] = []
+        for lane, listed in self._listing.lanes.items():
+            start = admitted.get(lane, listed.first_row)
+            if start < listed.first_row:
+                if self._settings.on_damage == "error":
+                    require_rows(self._listing, lane, start)
+                lost.append(Span(lane, start, listed.first_row))
+                start = listed.first_row
+            for segment in listed.segments:
+                if segment.stop_row <= start:
+                    continue
+                if segment.first_row > start:
+                    lost.append(Span(lane, start, segment.first_row))
+                fresh.append(Span(lane, max(start, segment.first_row), segment.stop_row))
+                start = segment.stop_row
+            if start:
+                admitted[lane] = start
+        self._skip(lost)
+        self._cursor = replace(
+            self._cursor,
+            admitted=tuple(sorted(admitted.items())),
+            pending=(*self._cursor.pending, *_joined(fresh)),
+        )
+        return bool(fresh)
+
+    def _look(self) -> Listing:
+        listing = list_stream(self._store)
+        return require(listing, self._store.location) if self._settings.on_damage == "error" else listing
+
+    def _await_stream(self) -> None:
+        follow = self._settings.follow
+        since = time.monotonic()
+        while follow is not None and read_identity(self._store) is None:
+            if time.monotonic() - since >= follow.idle_timeout_s:
+                break
+            time.sleep(follow.poll_s)
+
+    def _skip(self, lost: Sequence[Span]) -> None:
+        for span in lost:
+            log.warning("skipped, as on_damage=skip asks: %s", describe_gap(span))
+        if lost:
+            self._cursor = replace(self._cursor, skipped=(*self._cursor.skipped, *lost))
+
+    # The rows of a window.
+
+    def _open_window(self) -> None:
+        """Find which rows of the cursor's window are taken, in order, from its offset on."""
+        self._spans = spans = self._cursor.window
+        self._window_lanes = np.repeat(np.arange(len(spans)), [span.num_rows for span in spans])
+        self._window_rows = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+        keep = np.ones(len(self._window_rows), dtype=np.bool_)
+        if self._settings.on_damage == "skip":
+            keep &= self._trusted()
+        if self._index is not None:
+            self._index.refresh(self._listing)
+            keep &= ~self._repeated(keep)
+        if is_selective(self._settings.filter):
+            keep &= self._filtered(keep)
+        order = window_order(
+            len(keep), self._settings.shuffle_seed, self._cursor.num_windows, bool(self._settings.shuffle_rows)
+        )
+        # `offset` counts rows in the order of the permutation, and so does the walk.
+        self._window_lanes, self._window_rows = self._window_lanes[order], self._window_rows[order]
+        walk = np.flatnonzero(keep[order])
+        self._walk, self._walk_at = walk[walk >= self._cursor.offset], 0
+
+    def _trusted(self) -> Mask:
+        """Which rows of the window have bytes that can be trusted; the others are named and kept in the cursor."""
+        known = self._cursor.skipped
+        bad: list[Span] = []
+        for span in self._cursor.window:
+            row = span.start
+            while row < span.stop:
+                segment = self._listing.lanes[span.lane].segment_of(row) if span.lane in self._listing.lanes else None
+                stop = min(span.stop, segment.stop_row) if segment else span.stop
+                try:
+                    file = self._open(segment) if segment else None
+                except StreamCorrupt:
+                    file = None
+                if file is None or segment is None:
+                    bad.append(Span(span.lane, row, stop))
+                    row = stop
+                    continue
+                number = file.group_of(row - segment.first_row)
+                stop = min(span.stop, segment.first_row + file.groups[number].stop_row)
+                try:
+                    file.check(number)
+                except StreamCorrupt:
+                    bad.append(Span(span.lane, row, stop))
+                row = stop
+        self._skip([span for span in _joined(bad) if span not in known])
+        keep = np.ones(len(self._window_rows), dtype=np.bool_)
+        for number, span in enumerate(self._cursor.window):
+            for lost in self._cursor.skipped:
+                if lost.lane == span.lane:
+                    rows = self._window_rows
+                    keep &= ~((self._window_lanes == number) & (rows >= lost.start) & (rows < lost.stop))
+        return keep
+
+    def _repeated(self, keep: Mask) -> Mask:
+        """Which rows of the window have a key that came before."""
+        assert self._index is not None, "asked only of a reader that removes duplicates"
+        repeated = np.zeros(len(keep), dtype=np.bool_)
+        digests = np.zeros((len(keep), KEY_BYTES), dtype=np.uint8)
+        start = 0
+        for span in self._cursor.window:
+            wanted = keep[start : start + span.num_rows]
+            digests[start : start + span.num_rows] = self._digests(span, wanted)
+            start += span.num_rows
+        first_seen: dict[bytes, int] = {}
+        for at in np.flatnonzero((self._index.num_places(digests) > 1) & keep):
+            digest = digests[at].tobytes()
+            here = (self._cursor.window[self._window_lanes[at]].lane, int(self._window_rows[at]))
+            passed = any(
+                tuple(place) != here and self._cursor.has_passed(place.lane, place.row)
+                for place in self._index.find_digest(digest)
+            )
+            repeated[at] = passed or digest in first_seen
+            first_seen.setdefault(digest, int(at))
+        return repeated
+
+    def _digests(self, span: Span, wanted: Mask) -> KeyDigests:
+        digests = np.zeros((span.num_rows, KEY_BYTES), dtype=np.uint8)
+        row = span.start
+        while row < span.stop:
+            segment = self._listing.lanes[span.lane].segment_of(row) if span.lane in self._listing.lanes else None
+            stop = min(span.stop, segment.stop_row) if segment else row + 1
+            if wanted[row - span.start : stop - span.start].any():
+                segment = require_rows(self._listing, span.lane, row)
+                inside = slice(row - segment.first_row, stop - segment.first_row)
+                digests[row - span.start : stop - span.start] = self._open(segment).key_digests[inside]
+            row = stop
+        return digests
+
+    def _filtered(self, keep: Mask) -> Mask:
+        at = np.flatnonzero(keep)
+        if not len(at):
+            return keep
+        lanes = tuple(span.lane for span in self._cursor.window)
+        table = self.fetch(Draw(lanes, self._window_lanes[at], self._window_rows[at], self._cursor), FILTER_COLUMNS)
+        found = np.zeros(len(keep), dtype=np.bool_)
+        found[at] = passes(self._settings.filter, table)
+        return found
+
+    # Bytes.
+
+    def _open(self, segment: SegmentName) -> SegmentFile:
+        if segment in self._segments:
+            self._segments.move_to_end(segment)
+            return self._segments[segment]
+        file = open_segment(self._store, segment)
+        self._segments[segment] = file
+        if len(self._segments) > _MAX_OPEN_SEGMENTS:
+            self._segments.popitem(last=False)
+        return file
+
+    def _group(self, lane: Lane, row: int, columns: Sequence[str] | None) -> tuple[pa.Table, int]:
+        """The row group that holds a row, and the row at which it begins in its lane."""
+        for attempt in range(_READ_TRIES):
+            try:
+                segment = require_rows(self._listing, lane, row)
+                file = self._open(segment)
+                number = file.group_of(row - segment.first_row)
+                first_row = segment.first_row + file.groups[number].first_row
+                key = (segment, number, tuple(columns) if columns is not None else ())
+                if key not in self._groups:
+                    self._groups[key] = file.load(number, columns)
+                    self._bound_groups()
+                self._groups.move_to_end(key)
+                return self._groups[key], first_row
+            except FileNotFoundError:
+                # Compaction has put the row into another segment meanwhile.
+                self._segments.clear()
+            except StreamError:
+                if attempt + 1 == _READ_TRIES or lane in self._listing.lanes:
+                    raise
+            self._listing = self._look()
+        raise StreamCorrupt(f"row {row} of {lane} is listed and cannot be opened; run `cong stream verify`")
+
+    def _bound_groups(self) -> None:
+        room = max(2 * self._settings.shuffle_rows, _MIN_CACHED_ROWS)
+        while sum(table.num_rows for table in self._groups.values()) > room and len(self._groups) > 1:
+            self._groups.popitem(last=False)
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    """Neighbouring spans of one lane as one."""
+    joined: list[Span] = []
+    for span in spans:
+        if joined and joined[-1].lane == span.lane and joined[-1].stop == span.start:
+            joined[-1] = Span(span.lane, joined[-1].start, span.stop)
+        else:
+            joined.append(span)
+    return joined
+
+
+def _require_same(cursor: Cursor, stream: str, identity: Mapping[str, Any], location: str) -> None:
+    if cursor.stream != stream:
+        raise StreamError(f"the cursor belongs to stream {cursor.stream}; {location} is stream {stream}")
+    changed = [
+        f"{name} was {cursor.identity.get(name)!r} and is {identity.get(name)!r}"
+        for name in sorted({*cursor.identity, *identity})
+        if cursor.identity.get(name) != identity.get(name)
+    ]
+    if changed:
+        raise StreamError(
+            f"the cursor was made with another order or filter: {'; '.join(changed)}. Read with the same settings, or "
+            "start without the cursor"
+        )

@@ -1,0 +1,91 @@
+"""Records that a dead process left in its write-ahead files: found, locked, carried on by a successor, then removed."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cong.config.stream import WriteSettings
+from cong.errors import StreamError
+from cong.schemas import SampleRecord
+from cong.stream.filesystem import FileSystem, LocalFileSystem
+from cong.stream.journal import Journal, JournalContent, decode_frames
+from cong.stream.listing import Listing
+from cong.stream.names import JOURNAL, JournalName, Lane
+from cong.stream.store import LocalStore, Store, make_folders
+
+log = logging.getLogger(__name__)
+
+DAMAGED_SUFFIX = ".damaged"
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A write-ahead file without a living owner, locked by us."""
+
+    path: str
+    handle: int
+    lane: Lane
+    content: JournalContent
+
+
+def journal_place(store: Store, settings: WriteSettings, files: FileSystem | None) -> tuple[FileSystem, str]:
+    """The file system and the folder of a stream's write-ahead files."""
+    if isinstance(store, LocalStore):
+        return files or store.files, settings.journal_dir or f"{store.root}/{JOURNAL}"
+    if settings.has_journal and not settings.journal_dir:
+        raise StreamError("an object store has no folder for the journal; set journal_dir or has_journal=false")
+    return files or LocalFileSystem(), settings.journal_dir
+
+
+def open_journal(files: FileSystem, folder: str, lane: Lane) -> tuple[Journal, list[Orphan]]:
+    """A new journal for a lane, and what dead writers left in the same folder."""
+    try:
+        make_folders(files, folder)
+        return Journal(files, folder, lane), find_orphans(files, folder)
+    except OSError as error:
+        raise StreamError(f"cannot open the journal in {folder}: {error.strerror or error}") from error
+
+
+def find_orphans(files: FileSystem, folder: str) -> list[Orphan]:
+    """Every write-ahead file whose owner is gone, oldest first within a lane."""
+    found = []
+    names = [name for name in map(JournalName.parse, files.names(folder)) if name is not None]
+    for name in sorted(names, key=lambda name: (name.lane, name.number)):
+        path = f"{folder}/{name.filename}"
+        with contextlib.suppress(FileNotFoundError):
+            handle = files.lock(path)
+            if handle is None:
+                continue
+            if not files.exists(path):
+                # Its owner removed it between our listing and our lock.
+                files.close(handle)
+                continue
+            content = decode_frames(files.read(path, 0, files.size(path)))
+            found.append(Orphan(path, handle, name.lane, content))
+    return found
+
+
+def unsealed_records(orphan: Orphan, listing: Listing) -> Iterator[SampleRecord]:
+    """The records of an orphan that its owner did not publish."""
+    lane = listing.lanes.get(orphan.lane)
+    for frame in orphan.content.frames:
+        if lane is not None and (frame.row < lane.first_row or lane.segment_of(frame.row) is not None):
+            continue
+        try:
+            yield SampleRecord.model_validate_json(frame.payload)
+        except ValueError as error:
+            log.warning("%s: row %d is no record of this version: %s", orphan.path, frame.row, error)
+
+
+def dispose(files: FileSystem, folder: str, orphans: list[Orphan]) -> None:
+    """Remove files whose records are stored; one with damage is kept beside, for people and for `verify`."""
+    for orphan in orphans:
+        if orphan.content.damage:
+            log.warning("%s: %s; kept as %s", orphan.path, "; ".join(orphan.content.damage), DAMAGED_SUFFIX)
+            files.rename(orphan.path, orphan.path + DAMAGED_SUFFIX)
+        else:
+            files.unlink(orphan.path)
+        files.close(orphan.handle)
+    if orphans:
+        files.fsync_directory(folder)

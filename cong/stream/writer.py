@@ -1,0 +1,446 @@
+"""Appending records to a stream: one writer, one epoch, one lane, one background thread that makes things durable.
+
+A record is acknowledged at the level it has reached. What cannot be stored is told to whoever waits for it, stays
+buffered, and is tried again; a full buffer refuses more. Knows no service and no engine.
+"""
+
+import atexit
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Self
+
+from cong.config.stream import WriteSettings
+from cong.errors import StreamError, StreamFenced
+from cong.schemas import SampleRecord
+from cong.stream.buffer import STRENGTH, Ack, Buffer, Level, Pending, Waiter
+from cong.stream.columns import PackedRow, pack, table_of
+from cong.stream.filesystem import FileSystem
+from cong.stream.identity import ensure_identity
+from cong.stream.index import KeyIndex, Place, index_cache
+from cong.stream.journal import Frame, Journal
+from cong.stream.keys import joined_digests
+from cong.stream.listing import LaneListing, Listing, list_stream
+from cong.stream.names import WRITER_ID, WRITERS, Lane, Marker, SegmentName
+from cong.stream.recovery import Orphan, dispose, journal_place, open_journal, unsealed_records
+from cong.stream.segment import Placement, encode
+from cong.stream.store import Store
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 1.0
+_CLAIM_TRIES = 100
+
+
+class StreamWriter:
+    """An open lane of a stream; safe to share between threads."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: WriteSettings | None = None,
+        writer_id: str | None = None,
+        cache_dir: str = "",
+        journal_files: FileSystem | None = None,
+    ) -> None:
+        self._store = store
+        self._settings = settings or WriteSettings()
+        name = writer_id or f"w{secrets.token_hex(6)}"
+        if WRITER_ID.fullmatch(name) is None:
+            raise StreamError(f"writer id {name!r} must match {WRITER_ID.pattern}")
+        stream = ensure_identity(store)
+        self.lane = self._claim(name)
+        self._index = KeyIndex(store, stream, index_cache(store, cache_dir))
+        self._listing = self._relist()
+        self._buffer = Buffer(self._settings)
+        self._changed = threading.Condition()
+        self._next_row = 0
+        self._sequence = 0
+        self._journalled_row = 0
+        self._built: tuple[SegmentName, bytes] | None = None
+        self._is_forced = self._is_stopping = self._is_closed = False
+        self._retry_at_s = 0.0
+        self._fatal: BaseException | None = None
+        self.num_duplicates = self.num_segments = 0
+        self._journal_files, self._journal_dir = journal_place(store, self._settings, journal_files)
+        self._journal: Journal | None = None
+        orphans: list[Orphan] = []
+        if self._settings.has_journal:
+            self._journal, orphans = open_journal(self._journal_files, self._journal_dir, self.lane)
+        self._thread = threading.Thread(target=self._run, name=f"stream-{self.lane}", daemon=True)
+        self._thread.start()
+        atexit.register(self._close_at_exit)
+        if orphans:
+            self._carry_on(orphans)
+
+    # What callers use.
+
+    @property
+    def num_unsealed_rows(self) -> int:
+        """Records that are not in a published segment yet."""
+        return len(self._buffer)
+
+    def append(self, record: SampleRecord, level: Level = "none", timeout_s: float | None = None) -> Ack:
+        """Hand in a record and wait until it is as durable as asked; an error means that it may not be stored."""
+        patience_s = self._settings.timeout_s if timeout_s is None else timeout_s
+        found = self._enter(record, level, patience_s)
+        return self._wait(found, patience_s) if isinstance(found, Future) else found
+
+    def append_many(self, records: Iterable[SampleRecord], level: Level = "none") -> list[Ack]:
+        """Hand in many records, which become durable together."""
+        patience_s = self._settings.timeout_s
+        found = [self._enter(record, level, patience_s) for record in records]
+        return [self._wait(item, patience_s) if isinstance(item, Future) else item for item in found]
+
+    def submit(self, record: SampleRecord, level: Level = "local") -> "Future[Ack]":
+        """Hand in a record without waiting, not even for room; the future ends with its acknowledgement."""
+        found = self._enter(record, level, 0.0)
+        if isinstance(found, Future):
+            return found
+        future: Future[Ack] = Future()
+        future.set_result(found)
+        return future
+
+    def find(self, key: str) -> Place | None:
+        """Where a key is stored, by this writer or by any other."""
+        with self._changed:
+            found = self._index.find(key)
+            if found is None:
+                self._listing = self._relist()
+                found = self._index.find(key)
+            return found
+
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        """Those of many keys that are neither stored nor on their way."""
+        with self._changed:
+            self._listing = self._relist()
+            return [key for key in keys if self._buffer.get(key) is None and self._index.find(key) is None]
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Publish everything handed in so far."""
+        patience_s = self._settings.timeout_s if timeout_s is None else timeout_s
+        with self._changed:
+            self._require_open()
+            last = self._buffer.last()
+            if last is None:
+                return
+            future = self._add_waiter(last, self._store.level, is_duplicate=False, needs_segment=True)
+            self._is_forced = True
+            self._changed.notify_all()
+        self._wait(future, patience_s)
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Publish everything, say that the lane is complete, and stop; after an error it may be called again."""
+        if self._is_closed:
+            return
+        self.flush(timeout_s)
+        self._require_unfenced()
+        self._store.publish(Marker("closed", self.lane, self._sequence, self._next_row).path, b"")
+        self._stop()
+        if self._journal is not None:
+            self._journal.close(is_clean=True)
+        self._is_closed = True
+        atexit.unregister(self._close_at_exit)
+
+    def abandon(self) -> None:
+        """Stop at once, as a crash would; what is in the journal waits for a successor."""
+        self._stop()
+        atexit.unregister(self._close_at_exit)
+        if self._journal is not None and not self._is_closed:
+            self._is_closed = True
+            self._journal.close(is_clean=False)
+        self._is_closed = True
+
+    def _close_at_exit(self) -> None:
+        try:
+            self.close()
+        except StreamError as error:
+            if len(self._buffer):
+                log.error("%d records were handed in and are not stored: %s", len(self._buffer), error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._fatal is None:
+            self.close()
+            return
+        self.abandon()
+        if error is None:
+            raise StreamError(f"the writer {self.lane} has stopped: {self._fatal}") from self._fatal
+
+    # Taking records in.
+
+    def _enter(self, record: SampleRecord, level: Level, patience_s: float) -> "Future[Ack] | Ack":
+        if STRENGTH[level] > STRENGTH[self._store.level]:
+            raise StreamError(
+                f"{self._store.location} is a folder of this machine, which gives level 'local', not {level!r}; write "
+                "to an object store, or set is_shared if the folder outlives the machine"
+            )
+        packed = pack(record)
+        payload = record.model_dump_json().encode() if self._journal is not None else None
+        with self._changed:
+            self._require_open()
+            known = self._known(packed, level)
+            if known is not None:
+                return known
+            if self._buffer.is_full():
+                self._changed.wait_for(lambda: not self._buffer.is_full() or self._fatal is not None, patience_s)
+                self._require_open()
+                # While this thread waited for room, another may have handed in the same key.
+                known = self._known(packed, level)
+                if known is not None:
+                    return known
+            if self._buffer.is_full():
+                raise StreamError(
+                    f"{len(self._buffer)} records wait to be stored and may not be more; the disk is slow or full. "
+                    "Try again later with the same key"
+                )
+            pending = Pending(packed, self._next_row, time.monotonic(), payload)
+            self._next_row += 1
+            self._buffer.add(pending)
+            if level == "none":
+                if payload is not None or len(self._buffer) == 1 or self._buffer.is_segment_full():
+                    self._changed.notify_all()
+                return Ack(packed.key, "none", self.lane, pending.row, is_duplicate=False)
+            future = self._add_waiter(pending, level, is_duplicate=False)
+            self._changed.notify_all()
+            return future
+
+    def _known(self, packed: PackedRow, level: Level) -> "Future[Ack] | Ack | None":
+        key = packed.key
+        pending = self._buffer.get(key)
+        if pending is not None:
+            self.num_duplicates += 1
+            if level == "none":
+                return Ack(key, "none", self.lane, pending.row, is_duplicate=True)
+            future = self._add_waiter(pending, level, is_duplicate=True)
+            self._changed.notify_all()
+            return future
+        place = self._index.find(key, packed.digest)
+        if place is None:
+            return None
+        self.num_duplicates += 1
+        return Ack(key, self._store.level, place.lane, place.row, is_duplicate=True)
+
+    def _add_waiter(
+        self, pending: Pending, level: Level, is_duplicate: bool, needs_segment: bool = False
+    ) -> "Future[Ack]":
+        future: Future[Ack] = Future()
+        # From now on it cannot be cancelled: the record is on its way, whoever still listens.
+        future.set_running_or_notify_cancel()
+        needs_segment |= self._journal is None or level == "shared"
+        if not needs_segment and pending.row < self._journalled_row:
+            future.set_result(Ack(pending.packed.key, "local", self.lane, pending.row, is_duplicate))
+            return future
+        pending.waiters.append(Waiter(level, future, is_duplicate, needs_segment))
+        if needs_segment and self._buffer.waited_since_s is None:
+            self._buffer.waited_since_s = time.monotonic()
+        return future
+
+    def _wait(self, future: "Future[Ack]", patience_s: float) -> Ack:
+        try:
+            return future.result(patience_s)
+        except TimeoutError as error:
+            raise StreamError(
+                f"no acknowledgement within {patience_s:g} s; the record may or may not be stored. Try again with the "
+                "same key"
+            ) from error
+
+    def _require_open(self) -> None:
+        if isinstance(self._fatal, StreamError):
+            raise type(self._fatal)(str(self._fatal)) from self._fatal
+        if self._fatal is not None:
+            raise StreamError(f"the writer {self.lane} has stopped: {self._fatal!r}; open a new one") from self._fatal
+        if self._is_closed or self._is_stopping:
+            raise StreamError(f"the writer {self.lane} is closed; open a new one")
+
+    # Making records durable: everything below runs in the background thread, or before it starts.
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    while not self._is_due():
+                        self._changed.wait(self._pause_s())
+                    if self._is_stopping:
+                        return
+                    is_seal_due = self._is_seal_due()
+                if self._journal is not None:
+                    self._commit(self._journal)
+                if is_seal_due:
+                    self._seal()
+        except BaseException as error:  # noqa: BLE001
+            # Whatever it is: it is raised again in every caller, now and later.
+            self._fail(error, is_fatal=True)
+
+    def _is_due(self) -> bool:
+        return self._is_stopping or self._is_seal_due() or self._is_commit_due()
+
+    def _is_commit_due(self) -> bool:
+        return self._is_behind() and time.monotonic() >= self._retry_at_s
+
+    def _is_behind(self) -> bool:
+        return self._journal is not None and self._journalled_row < self._next_row
+
+    def _is_seal_due(self) -> bool:
+        oldest_s, now_s = self._buffer.oldest_s(), time.monotonic()
+        if oldest_s is None:
+            return False
+        since_s = self._buffer.waited_since_s
+        is_waited_for = since_s is not None and now_s >= since_s + self._settings.acknowledge_s
+        is_ripe = self._buffer.is_segment_full() or now_s >= oldest_s + self._settings.max_age_s
+        return self._is_forced or is_waited_for or (is_ripe and now_s >= self._retry_at_s)
+
+    def _pause_s(self) -> float:
+        """Until when nothing can become due by itself."""
+        oldest_s, now_s = self._buffer.oldest_s(), time.monotonic()
+        if oldest_s is None:
+            return self._settings.max_age_s
+        ripe_s = now_s if self._buffer.is_segment_full() else oldest_s + self._settings.max_age_s
+        due = [max(now_s if self._is_behind() else ripe_s, self._retry_at_s)]
+        if self._buffer.waited_since_s is not None:
+            due.append(self._buffer.waited_since_s + self._settings.acknowledge_s)
+        return max(0.0, min(due) - now_s)
+
+    def _commit(self, journal: Journal) -> None:
+        with self._changed:
+            batch = self._buffer.from_row(self._journalled_row)
+        if not batch:
+            return
+        try:
+            journal.append([Frame(pending.row, pending.payload or b"") for pending in batch])
+        except OSError as error:
+            reason = error.strerror or error
+            self._fail(
+                StreamError(f"cannot write the journal in {self._journal_dir}: {reason}; nothing was acknowledged")
+            )
+            return
+        with self._changed:
+            self._journalled_row = batch[-1].row + 1
+            done = [item for pending in batch for item in pending.settled(self.lane, "local", is_published=False)]
+        for future, ack in done:
+            future.set_result(ack)
+
+    def _seal(self) -> None:
+        with self._changed:
+            batch = self._buffer.take_segment()
+        digests = joined_digests([pending.packed.digest for pending in batch])
+        try:
+            if self._built is None:
+                # Once built, a segment is retried byte for byte: a try that failed may still have been stored.
+                table = table_of([pending.packed for pending in batch])
+                place = Placement(self.lane, self._sequence, self._sequence, batch[0].row)
+                self._built = encode(table, place, self._settings.rows_per_group, digests)
+            name, data = self._built
+            self._require_unfenced()
+            self._store.publish(name.path, data)
+        except StreamFenced as error:
+            self._fail(error, is_fatal=True)
+            return
+        except StreamError as error:
+            self._fail(error)
+            return
+        self._built = None
+        self._sequence += 1
+        self.num_segments += 1
+        with self._changed:
+            self._index.add(self.lane, name.first_row, digests)
+            self._buffer.finish_segment()
+            self._journalled_row = max(self._journalled_row, name.stop_row)
+            self._is_forced = self._is_forced and len(self._buffer) > 0
+            done = [
+                item for pending in batch for item in pending.settled(self.lane, self._store.level, is_published=True)
+            ]
+            self._changed.notify_all()
+        for future, ack in done:
+            future.set_result(ack)
+        if self._journal is not None:
+            self._trim(self._journal, name.stop_row)
+
+    def _trim(self, journal: Journal, row: int) -> None:
+        try:
+            journal.rotate()
+            journal.remove_below(row)
+        except OSError as error:
+            # Its records are stored twice at worst; the next segment tries again.
+            log.warning("cannot tidy the journal in %s: %s", self._journal_dir, error)
+
+    def _fail(self, error: BaseException, is_fatal: bool = False) -> None:
+        """Tell everybody who waits; the records stay buffered, for another try unless the error is fatal."""
+        with self._changed:
+            self._retry_at_s = time.monotonic() + _RETRY_S
+            self._is_forced = False
+            if is_fatal:
+                self._fatal = error
+            futures = self._buffer.take_waiters()
+            self._changed.notify_all()
+        told = (
+            error if isinstance(error, StreamError) else StreamError(f"the writer {self.lane} has stopped: {error!r}")
+        )
+        for future in futures:
+            future.set_exception(told)
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
+        self._thread.join(self._settings.timeout_s)
+
+    # Who we are.
+
+    def _claim(self, name: str) -> Lane:
+        for _ in range(_CLAIM_TRIES):
+            lane = Lane(name, list_stream(self._store).latest_epoch(name) + 1)
+            if self._store.create(Marker("claim", lane).path, b""):
+                return lane
+        raise StreamError(f"writer id {name!r} was claimed {_CLAIM_TRIES} times by others meanwhile; use another id")
+
+    def _require_unfenced(self) -> None:
+        markers = (Marker.parse(name) for name in self._store.names(WRITERS))
+        epochs = [marker.lane.epoch for marker in markers if marker and marker.lane.writer == self.lane.writer]
+        if max(epochs, default=0) > self.lane.epoch:
+            raise StreamFenced(
+                f"writer id {self.lane.writer!r} was claimed by another process, which has epoch {max(epochs)}; this "
+                f"one has {self.lane.epoch} and must stop. Give each process its own id"
+            )
+
+    def _relist(self) -> Listing:
+        """The stream as it is now, with its keys known and its names durable.
+
+        Whoever hands in a key that is there already is told that it is stored, so what is in sight must not vanish.
+        """
+        listing = list_stream(self._store)
+        self._store.settle()
+        self._index.refresh(listing)
+        return listing
+
+    # What dead writers left behind.
+
+    def _carry_on(self, orphans: list[Orphan]) -> None:
+        """Store what dead writers of this machine left behind, and close their lanes."""
+        try:
+            # Looked at again now that their locks are ours: no more can come from them.
+            with self._changed:
+                self._listing = self._relist()
+            for orphan in orphans:
+                for record in unsealed_records(orphan, self._listing):
+                    self.append(record)
+            self.flush()
+            for lane in sorted({orphan.lane for orphan in orphans}):
+                found = self._listing.lanes.get(lane, LaneListing(lane))
+                if found.closed is None and not found.gaps and found.is_claimed:
+                    marker = Marker("closed", lane, found.next_sequence, found.stop_row)
+                    self._store.publish(marker.path, b"")
+            dispose(self._journal_files, self._journal_dir, orphans)
+        except (StreamError, OSError) as error:
+            with contextlib.suppress(OSError):
+                self.abandon()
+            raise StreamError(f"cannot carry on what dead writers left in {self._journal_dir}: {error}") from error

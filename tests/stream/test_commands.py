@@ -1,0 +1,191 @@
+"""`cong stream`: what people see, and exports that other programs read."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cong.cli import main
+from cong.config.stream import WriteSettings
+from cong.lab.records import synthetic_record
+from cong.schemas import Message, Prompt
+from cong.stream import StreamReader, StreamWriter, open_store
+from cong.stream.statistics import Subsample, sample_facts
+from tests.stream.streams import cached_record, keys
+
+
+@pytest.fixture(scope="module")
+def location(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Contrastive samples of prompts 0 to 19, and plain ones of prompts 10 to 29."""
+    path = str(tmp_path_factory.mktemp("commands") / "stream")
+    settings = WriteSettings(rows_per_segment=8)
+    with StreamWriter(open_store(path), settings, "sampler") as writer:
+        writer.append_many(cached_record(number) for number in range(20))
+    with StreamWriter(open_store(path), settings, "plain") as writer:
+        writer.append_many(synthetic_record(number, is_plain=True) for number in range(10, 30))
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["stream", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_ls_shows_writers_sizes_and_state(location: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = run(capsys, "ls", location)
+    assert "40 rows in 6 segments" in shown
+    assert "every writer has closed" in shown
+    assert [line.split()[:4] for line in shown.splitlines() if "-000001" in line] == [
+        ["plain-000001", "closed", "3", "20"],
+        ["sampler-000001", "closed", "3", "20"],
+    ]
+
+
+@pytest.mark.parametrize("follow", [[], ["-f", "--poll", "0.01"]])
+def test_tail_shows_the_last_records_of_each_writer(
+    location: str, capsys: pytest.CaptureFixture[str], follow: list[str]
+) -> None:
+    shown = run(capsys, "tail", location, "-n", "2", *follow).splitlines()
+    assert [line.split()[1] for line in shown] == [
+        f"{name}-000001:{row}" for name in ("plain", "sampler") for row in (18, 19)
+    ]
+    assert keys([19])[0][:12] in shown[-1]
+
+
+def test_show_prints_one_record_by_its_key(location: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert json.loads(run(capsys, "show", location, keys([7])[0])) == cached_record(7).model_dump(mode="json")
+    assert main(["stream", "show", location, "s-none"]) == 2
+    assert "no record with key 's-none'" in capsys.readouterr().err
+
+
+def test_stats_agree_with_the_records_and_are_drawn(
+    location: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    png, page = tmp_path / "stats.png", tmp_path / "stats.html"
+    shown = run(capsys, "stats", location, "--kind", "contrastive", "--png", str(png), "--html", str(page))
+    values = {" ".join(words[:-1]): words[-1] for words in map(str.split, shown.splitlines()) if len(words) > 1}
+    everything = [cached_record(number) for number in range(20)]
+    rewards = [record.implicit_reward_mean or 0.0 for record in everything]
+    assert values["records"] == "20"
+    assert values["tokens"] == "160"
+    assert values["finish reason length"] == "5"
+    assert float(values["mean implicit reward per token"]) == pytest.approx(sum(rewards) / 20, abs=1e-3)
+    heads = [size for record in everything for size in record.head_sizes]
+    assert float(values["mean head-set size"]) == pytest.approx(sum(heads) / len(heads), abs=1e-3)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "Head-set sizes" in page.read_text()
+
+
+def test_compact_says_what_it_would_do_and_does_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "stream")
+    with StreamWriter(open_store(path), WriteSettings(rows_per_segment=3), "w") as writer:
+        writer.append_many(cached_record(number) for number in range(10))
+    assert "4 segments would become 1; 0 files removed" in run(capsys, "compact", path, "--dry-run")
+    assert "4 segments became 1; 4 files removed" in run(capsys, "compact", path)
+    assert [record.key for record in StreamReader(open_store(path)).records()] == keys(range(10))
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("prompt-completion", {"prompt": 0, "completion": 1}),
+        ("messages", {"messages": [{"role": "user", "content": 0}, {"role": "assistant", "content": 1}]}),
+    ],
+)
+def test_every_container_holds_the_same_rows(
+    location: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, expected: object
+) -> None:
+    loaded = []
+    for container in ("jsonl", "parquet", "dataset"):
+        target = tmp_path / f"{form}.{container}"
+        run(capsys, "export", location, str(target), "--form", form, "--as", container, "--kind", "contrastive")
+        if container == "jsonl":
+            loaded.append([json.loads(line) for line in target.read_text().splitlines()])
+        elif container == "parquet":
+            loaded.append(pq.read_table(target).to_pylist())
+        else:
+            loaded.append(
+                datasets.load_dataset(str(target), split="train", cache_dir=str(tmp_path / "cache")).to_list()
+            )
+    assert loaded[0] == loaded[1] == loaded[2]
+    texts = [(cached_record(number).prompt.text, cached_record(number).completion_text) for number in range(20)]
+    filled = json.dumps(expected)
+    for row, (prompt, completion) in zip(loaded[0], texts, strict=True):
+        wanted = json.loads(
+            filled.replace(": 0", f": {json.dumps(prompt)}").replace(": 1", f": {json.dumps(completion)}")
+        )
+        assert {name: row[name] for name in wanted} == wanted
+
+
+def test_preferences_are_joined_by_prompt(location: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "pairs"
+    run(capsys, "export", location, str(target), "--form", "preference", "--as", "dataset", "--licence", "cc0-1.0")
+    rows = pq.read_table(target / "data").to_pylist()
+    assert [row["prompt_id"] for row in rows] == [f"p-{number}" for number in range(10, 20)]
+    for number, row in enumerate(rows, start=10):
+        assert row["chosen"] == cached_record(number).completion_text
+        assert row["rejected"] == synthetic_record(number, is_plain=True).completion_text
+    card = (target / "README.md").read_text()
+    assert 'license: "cc0-1.0"' in card
+    assert "aligned `lab-aligned` (f-aligned), base `lab-base` (f-base): 20 samples" in card
+    assert "10 rows of form `preference`" in card
+
+
+def test_an_export_never_overwrites_and_leaves_nothing_half_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "stream")
+    chat = cached_record(0).model_copy(
+        update={"key": "chat", "prompt": Prompt(messages=(Message(role="user", content="?"),))}
+    )
+    with StreamWriter(open_store(path), writer_id="w") as writer:
+        writer.append_many([cached_record(1), chat])
+    target = tmp_path / "out" / "rows.parquet"
+    assert main(["stream", "export", path, str(target), "--as", "parquet"]) == 2
+    assert "one column cannot hold both. Export with the form `messages`" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+    run(capsys, "export", path, str(target), "--form", "messages")
+    assert main(["stream", "export", path, str(target)]) == 2
+    assert "exists; remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["ls", "nowhere"], "nowhere holds no stream"),
+        (["stats", "{}", "--kind", "strange"], "Input should be 'contrastive' or 'plain'"),
+        (["stats", "{}", "--min-tokens", "999"], "no record that passes the filter"),
+        (["ls", "{}", "--storage-option", "x"], "write it as NAME=VALUE"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    location: str, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
+) -> None:
+    assert main(["stream", *(location if argument == "{}" else argument for argument in arguments)]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_plain_parquet_readers_read_the_stream(location: str, tmp_path: Path) -> None:
+    rows = datasets.load_dataset(
+        "parquet", data_files=f"{location}/segments/*.parquet", split="train", cache_dir=str(tmp_path)
+    )
+    assert len(rows) == 40
+    assert {row["key"] for row in rows} >= set(keys(range(20)))
+
+
+def test_a_subsample_is_even_and_bounded() -> None:
+
+    sample = Subsample()
+    for start in range(0, 1_000_000, 70_000):
+        sample.add(np.arange(start, min(start + 70_000, 1_000_000), dtype=np.float64))
+    assert len(sample.values) <= 200_000
+    assert sample.values == list(range(0, 1_000_000, sample.stride))
+
+
+def test_facts_count_everything_once(location: str) -> None:
+    facts = sample_facts(StreamReader(open_store(location)))
+    assert (facts.num_records, facts.num_tokens) == (40, 320)
+    assert sum(facts.head_sizes.values()) == 320
