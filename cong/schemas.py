@@ -110,6 +110,7 @@ class SamplingParameters(Record):
     divided, negative multiplied), prompt included. reference: the same on scores shifted as the published code
     shifts them."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Draws depend on it, on the prompt's tokens, on the sample's index and on the position, and on nothing else."""
     max_tokens: int = Field(default=256, ge=1, le=MAX_TOKEN_IDS)
     min_tokens: int = Field(default=0, ge=0, le=MAX_TOKEN_IDS)
     """Ends of sequence and stops do not act before so many tokens."""

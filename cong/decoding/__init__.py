@@ -1,7 +1,7 @@
 """The decoding rule as pure mathematics: mixture, head set, warps, draws. Imports torch and nothing else."""
 
 from cong.decoding.contrast import Mixture, head_mask, interpolate_logits, logprobs, mix, penalize, reference_shift
-from cong.decoding.draw import draw, uniforms, warp
+from cong.decoding.draw import draw, prompt_seed, uniforms, warp
 from cong.decoding.methods import METHODS, Parametrisation, equivalent_alpha, parametrise
 from cong.decoding.rules import DrawRule, Rules, stack_rules
 from cong.decoding.step import Step, decode_step
@@ -22,6 +22,7 @@ __all__ = [
     "mix",
     "parametrise",
     "penalize",
+    "prompt_seed",
     "reference_shift",
     "stack_rules",
     "uniforms",

@@ -6,6 +6,7 @@ sequence gets the same tokens whatever shares its batch. Legend: B rows, V token
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -33,6 +34,18 @@ def uniforms(seed_B: Tensor, sample_index_B: Tensor, position_B: Tensor) -> Tens
     """Float64 numbers in [0, 1) with 53 random bits, one per row; the arguments are int64."""
     bits_B = _scramble(_scramble(_scramble(seed_B) ^ sample_index_B) ^ position_B)
     return _shift_right(bits_B, 11).double() * 2.0**-53
+
+
+def prompt_seed(seed: int, prompt_token_ids: Iterable[int]) -> int:
+    """The seed of one prompt's draws, 63 bits: prompts that share a request's seed do not share their numbers."""
+    mask = (1 << 64) - 1
+    state = seed
+    for token_id in prompt_token_ids:
+        state = (state ^ token_id) + 0x9E3779B97F4A7C15 & mask
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & mask
+        state ^= state >> 31
+    return state >> 1
 
 
 def _nucleus(probs_BV: Tensor, top_k_B: Tensor | None, top_p_B: Tensor | None) -> Tensor:

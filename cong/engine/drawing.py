@@ -76,7 +76,7 @@ class Drawer:
             has_penalty = any(p.repetition_penalty != 1.0 for p in parameters)
             self._rows = _Rows(
                 sequences=sequences,
-                rules=stack_rules(parameters, self.vocab_size, self.device),
+                rules=stack_rules([sequence.rule for sequence in sequences], self.vocab_size, self.device),
                 sample_index_B=torch.tensor([sequence.sample_index for sequence in sequences], device=self.device),
                 is_seen_BV=self._mark(map(_seen, sequences), len(sequences)) if has_penalty else None,
             )

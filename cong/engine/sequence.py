@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from cong.decoding import prompt_seed
 from cong.engine.protocol import TokenRecord
 from cong.engine.text import TextStream
 from cong.schemas import FinishReason, SamplingParameters
@@ -38,7 +39,12 @@ class Sequence:
     text: TextStream | None = None
     """Where the text is needed while it grows: for stop strings, or because it is streamed."""
 
+    rule: SamplingParameters = field(init=False)
+    """The parameters with the seed of this prompt's draws."""
+
     def __post_init__(self) -> None:
+        seed = prompt_seed(self.parameters.seed, self.prompt_token_ids)
+        self.rule = self.parameters.model_copy(update={"seed": seed})
         self.token_ids = [*self.prompt_token_ids, *self.targets[:-1]]
 
     @property

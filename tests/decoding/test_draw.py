@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, kstest
 
-from cong.decoding import draw, stack_rules, uniforms, warp
+from cong.decoding import draw, prompt_seed, stack_rules, uniforms, warp
 from cong.schemas import SamplingParameters
 
 MASK = 2**64 - 1
@@ -114,3 +114,13 @@ def test_frequencies_follow_the_distribution() -> None:
 def test_a_draw_at_the_very_top_is_a_token_that_can_be_drawn() -> None:
     logq = torch.log_softmax(torch.tensor([[0.0, 1.0, -math.inf, -math.inf]]), -1)
     assert draw(logq, torch.tensor([1.0], dtype=torch.float64)).item() == 1
+
+
+def test_prompts_that_share_a_seed_do_not_share_their_numbers() -> None:
+    """The first uniform of 20,000 prompts under one seed is uniform; p < 1e-6 would be one false alarm in a million."""
+    seeds = torch.tensor([prompt_seed(7, (5, number)) for number in range(20_000)])
+    zero = torch.zeros(len(seeds)).long()
+    assert kstest(uniforms(seeds, zero, zero).numpy(), "uniform").pvalue > 1e-6
+    assert len(set(seeds.tolist())) == len(seeds)
+    assert prompt_seed(7, (5, 6)) == prompt_seed(7, [5, 6]) != prompt_seed(7, (6, 5))
+    assert 0 <= prompt_seed(2**63 - 1, (0,)) < 2**63

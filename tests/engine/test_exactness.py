@@ -12,7 +12,7 @@ from scipy.stats import chi2
 from torch import nn
 
 from cong.config.engine import EngineConfig
-from cong.decoding import mix, stack_rules, warp
+from cong.decoding import mix, prompt_seed, stack_rules, warp
 from cong.engine import Engine, Generate, Rate, Rated, SampleFinished
 from cong.lab.sampler import ReferenceSample, reference_sample, reference_score
 from cong.models import attach_adapter, join_networks
@@ -69,6 +69,12 @@ def serve(engine: Engine, requests: Sequence[Generate], seed: int = 0) -> dict[s
     return records
 
 
+def as_drawn(request: Generate) -> SamplingParameters:
+    """The request's parameters with the seed that its prompt's draws have: the oracle knows no prompts' seeds."""
+    seed = prompt_seed(request.parameters.seed, request.prompt.token_ids)
+    return request.parameters.model_copy(update={"seed": seed})
+
+
 def _prompt_length(request: Generate) -> int:
     return len(request.prompt.token_ids)
 
@@ -81,7 +87,7 @@ def expect_reference(records: dict[str, SampleRecord], requests: Sequence[Genera
         samples = reference_sample(
             oracle,
             [request.prompt.token_ids for request in batch],
-            [request.parameters for request in batch],
+            [as_drawn(request) for request in batch],
             [request.sample_indices[0] for request in batch],
             eos_token_ids=[EOS],
         )
@@ -189,7 +195,7 @@ def test_samples_and_an_alpha_sweep_share_their_prompt(world: World) -> None:
     oracle = world.oracle(*folders)
     for request in sweep:
         for index in request.sample_indices:
-            (expected,) = reference_sample(oracle, [ids], [request.parameters], [index], eos_token_ids=[EOS])
+            (expected,) = reference_sample(oracle, [ids], [as_drawn(request)], [index], eos_token_ids=[EOS])
             assert records[request.request_id, index].completion_token_ids == expected.token_ids
 
 
