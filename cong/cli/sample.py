@@ -3,8 +3,10 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cong.cli.config import add_config_options, print_config, resolve_config
 from cong.config import RunConfig
@@ -57,22 +59,77 @@ def _write_samples(config: RunConfig, arguments: argparse.Namespace) -> int:
         SampleRequest(prompt=prompt, parameters=config.sampling, num_samples=arguments.num_samples)
         for prompt in prompts
     ]
-    known = _finished_keys(arguments.out)
-    total = sum(len(engine.missing(request, known)) for request in requests)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    keys = {key for request in requests for key in engine.keys(request)}
     num_written = 0
-    with arguments.out.open("a", encoding="utf-8") as file, progress("sampling", total, unit="samples") as bar:
+    with _open_sink(config, arguments) as sink, progress("sampling", unit="samples") as bar:
+        known = sink.known(keys)
+        bar.show(missing=len(keys - known))
         for record in engine.generate(requests, known):
-            file.write(_line(record))
-            file.flush()
+            sink.write(record)
             num_written += 1
             bar.advance(tokens=engine.stats().num_drawn_tokens)
-    print(f"{arguments.out}: {num_written} samples written, {len(known)} were there", file=sys.stderr)
+    print(f"{sink.name}: {num_written} samples written, {len(known)} were there", file=sys.stderr)
     return 0
 
 
-def _line(record: "SampleRecord") -> str:
-    return record.model_dump_json() + "\n"
+class _Sink(Protocol):
+    """Where samples go, and which are there."""
+
+    name: str
+
+    def known(self, keys: set[str]) -> set[str]: ...
+
+    def write(self, record: "SampleRecord") -> None: ...
+
+
+class _Lines:
+    """A file of JSON lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._finished = _finished_keys(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def known(self, keys: set[str]) -> set[str]:
+        return keys & self._finished
+
+    def write(self, record: "SampleRecord") -> None:
+        self._file.write(record.model_dump_json() + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Stream:
+    """A sample stream; samples are durable within the seconds of `stream.write.max_age_s`, and all at the end."""
+
+    def __init__(self, location: str, config: RunConfig, writer_id: str) -> None:
+        from cong.stream import StreamWriter, open_store
+
+        stream = config.stream
+        self.name = location
+        store = open_store(location, stream.storage_options, is_shared=stream.is_shared)
+        self._writer = StreamWriter(store, stream.write, writer_id=writer_id, cache_dir=stream.cache_dir)
+
+    def known(self, keys: set[str]) -> set[str]:
+        return keys - set(self._writer.missing(sorted(keys)))
+
+    def write(self, record: "SampleRecord") -> None:
+        self._writer.append(record)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@contextmanager
+def _open_sink(config: RunConfig, arguments: argparse.Namespace) -> Iterator[_Sink]:
+    sink = _Lines(arguments.out) if arguments.out else _Stream(arguments.stream, config, arguments.writer)
+    try:
+        yield sink
+    finally:
+        sink.close()
 
 
 def _sample(arguments: argparse.Namespace) -> int:
@@ -84,7 +141,12 @@ def add_sample_command(commands: "Commands") -> None:
     """Declare `cong sample`."""
     parser = commands.add_parser("sample", help="draw samples for a file of prompts, on this machine")
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="JSON lines, or a text per line")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON lines; what is there is kept")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", type=Path, metavar="FILE", help="JSON lines; what is there is kept")
+    target.add_argument(
+        "--stream", metavar="DIR", help="a sample stream: a folder, or a URL such as s3://bucket/prefix"
+    )
+    parser.add_argument("--writer", default="cong-sample", metavar="ID", help="who writes to the stream: one at a time")
     parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="samples of every prompt")
     add_config_options(parser)
     parser.set_defaults(run=_sample)

@@ -3,7 +3,7 @@
 import heapq
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -158,7 +158,7 @@ class Engine:
         return outbox
 
     def generate(
-        self, requests: Iterable[SampleRequest], known_keys: Container[str] = frozenset()
+        self, requests: Iterable[SampleRequest], known_keys: Collection[str] = frozenset()
     ) -> Iterator[SampleRecord]:
         """Samples of many requests as they finish, in any order, but for those whose key is known.
 
@@ -171,18 +171,19 @@ class Engine:
                 number, request = next(coming, (0, None))
                 if request is None:
                     is_drained = True
-                elif missing := self.missing(request, known_keys):
-                    self.submit(Generate(f"generate-{number}", request.prompt, request.parameters, missing))
+                    continue
+                indices = tuple(i for i, key in enumerate(self.keys(request)) if key not in known_keys)
+                if indices:
+                    self.submit(Generate(f"generate-{number}", request.prompt, request.parameters, indices))
             yield from (event.record for event in self.events() if isinstance(event, SampleFinished))
 
-    def missing(self, request: SampleRequest, known_keys: Container[str]) -> tuple[int, ...]:
-        """Indices of the request's samples whose keys are not known."""
+    def keys(self, request: SampleRequest) -> tuple[str, ...]:
+        """The keys of the request's samples, in order of their index, whether they are made yet or not."""
         prompt_token_ids = self.encode(request.prompt)
         fingerprint = self.networks.tokenizer.fingerprint
         return tuple(
-            index
+            sample_key(self.identities, fingerprint, prompt_token_ids, request.parameters, index)
             for index in range(request.num_samples)
-            if sample_key(self.identities, fingerprint, prompt_token_ids, request.parameters, index) not in known_keys
         )
 
     def stats(self) -> EngineStats:

@@ -1,6 +1,9 @@
 """`cong sample`: prompts in, samples out, and only what is missing when it is run again."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from cong.cli import main
 from cong.errors import ConfigError
 from cong.prompts import read_prompts
 from cong.schemas import SampleRecord
+from cong.stream import StreamReader, open_store
 from tests.engine.conftest import World
 
 
@@ -98,3 +102,42 @@ def test_prompts_come_as_text_messages_or_ids(tmp_path: Path) -> None:
     one, two, three, four = read_prompts(path)
     assert one.text == "one"
     assert (two.messages[0].content, three.messages[0].content, four.token_ids) == ("two", "three", (4,))
+
+
+def test_a_stream_that_was_killed_at_any_moment_is_completed(world: World, tmp_path: Path, prompts: Path) -> None:
+    stream = tmp_path / "stream"
+    command = [sys.executable, "-m", "cong.cli", "sample", "--prompts", str(prompts), "--stream", str(stream)]
+    settings = [
+        f"models.aligned.source={world.folder('llama', 1)}",
+        f"models.base.source={world.folder('llama', 2)}",
+        "models.dtype=float32",
+        "num_threads=1",
+        "sampling.max_tokens=100",
+        "sampling.ignore_eos=true",
+        "engine.max_running=2",
+        "engine.kv_memory_bytes=4000000",
+        "stream.write.rows_per_segment=3",
+        "stream.write.max_age_s=0.2",
+    ]
+    command += [part for setting in settings for part in ("--set", setting)] + ["--num-samples", "3"]
+
+    def stored() -> list[SampleRecord]:
+        reader = StreamReader(open_store(str(stream)))
+        return [record for record in reader.records() if isinstance(record, SampleRecord)]
+
+    for num_wanted in (3, 12):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        for _ in range(2_000):
+            if process.poll() is not None or len(list(stream.glob("**/*.parquet"))) * 3 >= num_wanted:
+                break
+            time.sleep(0.02)
+        process.kill()
+        process.wait(timeout=30)
+    before = {record.key: record.completion_token_ids for record in stored()}
+    assert 0 < len(before) < 24
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert f"{24 - len(before)} samples written, {len(before)} were there" in done.stderr
+    after = stored()
+    assert len(after) == len({record.key for record in after}) == 24
+    drawn = {record.key: record.completion_token_ids for record in after}
+    assert {key: drawn[key] for key in before} == before
