@@ -65,8 +65,7 @@ def test_logprobs_taken_beforehand_equal_those_taken_in_the_loop(seed: int) -> N
     head_DV = (torch.randn(32, 200, generator=generator) / 4).bfloat16()
     ids_N1 = torch.randint(200, (48, 1), generator=generator)
     beforehand = gather_logprobs(hidden_ND @ head_DV, ids_N1)
-    in_loop = [
-        gather_logprobs(rows @ head_DV, ids) for rows, ids in zip(hidden_ND.split(8), ids_N1.split(8), strict=True)
-    ]
+    batches = zip(torch.split(hidden_ND, 8), torch.split(ids_N1, 8), strict=True)
+    in_loop = [gather_logprobs(rows @ head_DV, ids) for rows, ids in batches]
     assert beforehand.dtype == torch.float32
     torch.testing.assert_close(beforehand, torch.cat(in_loop), atol=1e-4, rtol=0)
