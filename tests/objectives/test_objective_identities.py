@@ -11,7 +11,8 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def distributions(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.softmax(torch.randn(*shape, generator=generator, dtype=torch.float64), -1)
+    logits = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return torch.softmax(logits, -1)
 
 
 @settings(deadline=None, max_examples=50)
@@ -38,7 +39,7 @@ def test_the_gain_of_a_projection_is_its_misfit(seed: int) -> None:
     gold_V = 0.7 * start_V + 0.3 * end_V
 
     def point(t: float) -> Tensor:
-        return t * start_V + (1 - t) * end_V
+        return torch.lerp(end_V, start_V, t)
 
     def misfit(t: float) -> float:
         return kl(point(t).log(), weak_V.log()).item()
