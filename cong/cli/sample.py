@@ -51,6 +51,8 @@ def _write_samples(config: RunConfig, arguments: argparse.Namespace) -> int:
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
+    if arguments.num_samples < 1:
+        raise ConfigError(f"--num-samples is {arguments.num_samples}; give at least 1")
     prompts = list(read_prompts(arguments.prompts))
     if not prompts:
         raise ConfigError(f"{arguments.prompts} holds no prompts")

@@ -70,6 +70,11 @@ def test_a_file_of_something_else_is_not_touched(world: World, tmp_path: Path, p
     assert out.read_text() == '{"a": 1}\n{"b": 2}\n'
 
 
+def test_no_samples_at_all_is_refused(tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "--prompts", str(prompts), "--out", str(tmp_path / "o"), "--num-samples", "0"]) == 2
+    assert "--num-samples is 0; give at least 1" in capsys.readouterr().err
+
+
 def test_without_networks_the_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p.txt").write_text("hello\n")
     assert main(["sample", "--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "o")]) == 2
