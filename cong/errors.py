@@ -5,7 +5,14 @@
     ├── RequestError            one request cannot be served as asked; the others are unaffected
     │   ├── InvalidRequest      a field is wrong: names the field
     │   ├── PromptTooLong       more tokens than the model or the deployment allows
-    │   └── Overloaded          try again later: says when
+    │   ├── Overloaded          try again later: says when
+    │   ├── Unavailable         this process does not take work now, another one may: says when to try again
+    │   ├── DeadlineExceeded    nothing useful was ready in the time that the request had
+    │   ├── SlowReader          the answer came faster than the caller read it
+    │   ├── Conflict            an idempotency key was used before with another body
+    │   ├── NotFound            there is nothing of that name
+    │   ├── Unauthenticated     no key was given, or one that is not known
+    │   └── Forbidden           the caller is known and may not do this
     ├── ModelError              a network or a tokenizer cannot be used
     │   ├── ArtefactMissing     nothing loadable lies at the path or hub id
     │   ├── UnsafeArtefact      loading it would run its code
@@ -18,6 +25,12 @@
     │   ├── StreamCorrupt       stored bytes are not what was written
     │   └── StreamFenced        another writer has taken over this writer's identity
     ├── CheckpointError         a training checkpoint is missing, torn, or from another recipe
+    ├── ServiceError            a service at the other end of a connection did not do what it was asked
+    │   ├── Unreachable         no connection, or it broke before the reply was complete
+    │   ├── StreamCut           a stream of events ended without saying that it was the end
+    │   └── BadReply            what came back is not of this protocol
+    ├── EvaluationError         answers and judgements cannot be used: names the prompt
+    ├── KernelUnavailable       compiled code cannot be made or loaded on this machine: says why
     └── MissingExtra            an optional dependency is not installed: names the extra
 
 A message gives the value, the bound and the remedy. Only `serve/` turns these into status codes.
@@ -54,6 +67,42 @@ class Overloaded(RequestError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Unavailable(RequestError):
+    """This process does not take work now: it starts, drains, is stuck or has failed."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(RequestError):
+    """Nothing useful was ready in the time that the request had."""
+
+
+class SlowReader(RequestError):
+    """The answer came faster than the caller read it, and may not be kept for ever."""
+
+
+class Conflict(RequestError):
+    """An idempotency key was used before with another body."""
+
+
+class NotFound(RequestError):
+    """There is nothing of that name."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+
+class Unauthenticated(RequestError):
+    """No key was given, or one that is not known."""
+
+
+class Forbidden(RequestError):
+    """The caller is known and may not do this."""
 
 
 class ModelError(CongError):
@@ -102,6 +151,30 @@ class StreamFenced(StreamError):
 
 class CheckpointError(CongError):
     """A training checkpoint is missing, torn, or from another recipe."""
+
+
+class ServiceError(CongError):
+    """A service at the other end of a connection did not do what it was asked."""
+
+
+class Unreachable(ServiceError):
+    """There is no connection, or it broke before the reply was complete."""
+
+
+class StreamCut(ServiceError):
+    """A stream of events ended without saying that it was the end; what came is not all."""
+
+
+class BadReply(ServiceError):
+    """What came back is not of this protocol."""
+
+
+class EvaluationError(CongError):
+    """Answers or judgements cannot be used as they are."""
+
+
+class KernelUnavailable(CongError):
+    """Compiled code cannot be made or loaded on this machine."""
 
 
 class MissingExtra(CongError):

@@ -1,8 +1,13 @@
 """Settings of the engine: what one accelerator holds and how much of it a step may use."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from cong.config.base import Settings
+
+
+KernelChoice = Literal["auto", "compiled", "torch"]
 
 
 class EngineConfig(Settings):
@@ -19,3 +24,6 @@ class EngineConfig(Settings):
     kv_memory_fraction: float = Field(default=0.5, gt=0.0, le=1.0)
     stacks_networks: bool = True
     """Run networks of identical shape as one module with stacked weights."""
+    kernel: KernelChoice = "auto"
+    """How decoding attends on a CPU. compiled: by a kernel that a C++ compiler makes on first use. torch: slower, without
+    a compiler. auto: compiled where it can be."""

@@ -66,7 +66,7 @@ class Engine:
         self.config = config
         self._clock = clock
         self._writer = writer
-        self._runner = Runner(networks.networks, stacks_networks=config.stacks_networks)
+        self._runner = Runner(networks.networks, stacks_networks=config.stacks_networks, kernel=config.kernel)
         num_blocks = plan_blocks(self._runner, networks, config)
         self._runner.prepare(num_blocks, config.block_size)
         self._pool = BlockPool(num_blocks, config.block_size, self._runner.cached_share)
@@ -103,7 +103,7 @@ class Engine:
         self._require_new(request.request_id)
         parameters = request.parameters
         self._require_usable(parameters)
-        prompt_token_ids = self.encode(request.prompt)
+        prompt_token_ids = self._prompt_token_ids(request)
         self._require_room(len(prompt_token_ids), parameters.max_tokens, "max_tokens")
         ends = frozenset() if parameters.ignore_eos else self.networks.eos_ids
         needs_text = request.streams or bool(parameters.stop)
@@ -131,7 +131,7 @@ class Engine:
         if not targets:
             raise InvalidRequest("completion_token_ids", "is empty; give at least one token to score")
         self._require_ids(targets, "completion_token_ids")
-        prompt_token_ids = self.encode(request.prompt)
+        prompt_token_ids = self._prompt_token_ids(request)
         self._require_room(len(prompt_token_ids), len(targets), "completion_token_ids")
         sequence = Sequence(
             request_id=request.request_id,
@@ -216,6 +216,12 @@ class Engine:
         if not ids:
             raise InvalidRequest("prompt.text", "has no tokens, and the tokenizer puts none in front; give some text")
         return ids
+
+    def _prompt_token_ids(self, request: Generate | Rate) -> tuple[int, ...]:
+        if not request.prompt_token_ids:
+            return self.encode(request.prompt)
+        self._require_ids(request.prompt_token_ids, "prompt_token_ids")
+        return request.prompt_token_ids
 
     def _step(self) -> None:
         with self._phase("schedule"):

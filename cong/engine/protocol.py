@@ -34,6 +34,8 @@ class Generate:
     """Seconds from submission; what is unfinished then ends as it is."""
     streams: bool = False
     """Whether every token is reported, not only finished samples."""
+    prompt_token_ids: tuple[int, ...] = ()
+    """The prompt as the deployment's tokenizer encodes it; empty = the engine encodes it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Rate:
     prompt: Prompt
     completion_token_ids: tuple[int, ...]
     deadline_s: float | None = None
+    prompt_token_ids: tuple[int, ...] = ()
+    """The prompt as the deployment's tokenizer encodes it; empty = the engine encodes it."""
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cong.config.engine import KernelChoice
 from cong.engine.attention import (
     ATTENTION_NAME,
+    Decoding,
     LayerProbe,
     LayerShape,
     PagedAttention,
     Prefill,
     StepLayout,
     dispatch_attention,
-    lay_out_decoding,
     route_attention,
 )
+from cong.engine.kernel import has_kernel, lay_out_for_kernel
+from cong.engine.pool import places_of
 from cong.engine.scheduler import Chunk
 from cong.engine.stack import can_stack, stack_models
+from cong.engine.sweep import lay_out_sweep
 from cong.errors import UnsupportedModel
 from cong.models import Network, register_attention, use_attention
 
@@ -97,16 +101,19 @@ def _agree(ours: Tensor, theirs: Tensor) -> bool:
 class Runner:
     """K networks and their pools; `prepare` gives the pools their size once it is known."""
 
-    def __init__(self, networks: Ordered[Network], *, stacks_networks: bool = True) -> None:
+    def __init__(
+        self, networks: Ordered[Network], *, stacks_networks: bool = True, kernel: KernelChoice = "auto"
+    ) -> None:
         self.num_networks = len(networks)
         self.device = networks[0].device
         self.dtype = networks[0].dtype
+        self.has_kernel = has_kernel(kernel, self.device, self.dtype)
         self.stacks = self._build_stacks(networks, stacks_networks)
 
     @property
     def cached_share(self) -> float:
         """Share of the blocks that may lie idle with a known prefix: few where attention sweeps over all of them."""
-        return 0.05 if self.device.type == "cpu" else 1.0
+        return 0.05 if self.device.type == "cpu" and not self.has_kernel else 1.0
 
     @property
     def layer_shapes(self) -> list[LayerShape]:
@@ -195,37 +202,34 @@ class Runner:
 
     def _lay_out(self, chunks: Ordered[Chunk], block_size: int) -> tuple[Tensor, Tensor, StepLayout]:
         """Token ids, positions and places of a step's tokens."""
+        num_decoding = next((n for n, chunk in enumerate(chunks) if chunk.count != 1), len(chunks))
         token_ids: list[int] = []
         positions: list[int] = []
-        slots: list[int] = []
-        num_decoding = 0
         for chunk in chunks:
-            if chunk.count != 1:
-                break
-            sequence, start = chunk.sequence, chunk.start
-            token_ids.append(sequence.token_ids[start])
-            positions.append(start)
-            slots.append(sequence.blocks[start // block_size] * block_size + start % block_size)
-            num_decoding += 1
+            stop = chunk.start + chunk.count
+            token_ids += chunk.sequence.token_ids[chunk.start : stop]
+            positions += range(chunk.start, stop)
         prefills: list[Prefill] = []
+        places: list[int] = []
+        row = num_decoding
         for chunk in chunks[num_decoding:]:
-            sequence, start, stop = chunk.sequence, chunk.start, chunk.start + chunk.count
-            places = [
-                sequence.blocks[position // block_size] * block_size + position % block_size for position in range(stop)
-            ]
-            self._add_prefill(prefills, len(token_ids), chunk)
-            token_ids += sequence.token_ids[start:stop]
-            positions += range(start, stop)
-            slots += places[start:]
-        tables = [chunk.sequence.blocks for chunk in chunks[:num_decoding]]
-        lengths = [position + 1 for position in positions[:num_decoding]]
+            self._add_prefill(prefills, row, chunk)
+            blocks = chunk.sequence.blocks
+            places += [blocks[position // block_size] + 1 for position in positions[row : row + chunk.count]]
+            row += chunk.count
         layout = StepLayout(
-            places_N=self._tensor([place // block_size + 1 for place in slots]),
-            offsets_N=self._tensor([place % block_size for place in slots]),
-            decoding=lay_out_decoding(tables, lengths, self.device) if tables else None,
+            num_decoding=num_decoding,
+            decoding=self._lay_out_decoding(chunks[:num_decoding], block_size) if num_decoding else None,
             prefills=tuple(prefills),
+            places_N=self._tensor(places),
+            offsets_N=self._tensor([position % block_size for position in positions[num_decoding:]]),
         )
         return self._tensor(token_ids), self._tensor(positions), layout
+
+    def _lay_out_decoding(self, chunks: Ordered[Chunk], block_size: int) -> Decoding:
+        lay_out = lay_out_for_kernel if self.has_kernel else lay_out_sweep
+        places = places_of([chunk.sequence.blocks for chunk in chunks])
+        return lay_out(places, [chunk.start + 1 for chunk in chunks], block_size, self.device)
 
     def _tensor(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self.device)

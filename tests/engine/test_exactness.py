@@ -11,7 +11,7 @@ import torch
 from scipy.stats import chi2
 from torch import nn
 
-from cong.config.engine import EngineConfig
+from cong.config.engine import EngineConfig, KernelChoice
 from cong.decoding import mix, prompt_seed, stack_rules, warp
 from cong.engine import Engine, Generate, Rate, Rated, SampleFinished
 from cong.lab.sampler import ReferenceSample, reference_sample, reference_score
@@ -105,10 +105,11 @@ def expect_reference(records: dict[str, SampleRecord], requests: Sequence[Genera
         )
 
 
+@pytest.mark.parametrize("kernel", ["compiled", "torch"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_pairs_equal_the_reference(world: World, family: str) -> None:
+def test_greedy_pairs_equal_the_reference(world: World, family: str, kernel: KernelChoice) -> None:
     folders = world.folder(family, 1), world.folder(family, 2)
-    engine = Engine(world.networks(*folders), SMALL)
+    engine = Engine(world.networks(*folders), SMALL.model_copy(update={"kernel": kernel}))
     assert [stack.indices for stack in engine._runner.stacks] == [(0, 1)], "equal shapes run as one"
     requests = random_requests(3, 64, num_networks=2)
     expect_reference(serve(engine, requests), requests, world.oracle(*folders))

@@ -1,0 +1,135 @@
+"""Attention of decoding rows by a kernel of our own, compiled once on the machine that runs it, and loaded.
+
+Needs a C++ compiler; without one, sweeps in torch alone do the same, slower. Legend: S networks of a stack, Q query
+heads, H key-value heads, B decoding sequences, C blocks of the longest of them, D head width.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cong.config.engine import KernelChoice
+from cong.engine.pool import LayerPool, Options, Places
+from cong.errors import KernelUnavailable
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).parent / "kernels" / "paged_attention.cpp"
+_DTYPES = (torch.float32, torch.bfloat16)
+_COMPILE_LIMIT_S = 300
+_FLAGS = (
+    *("-std=c++20", "-fPIC", "-O3", "-march=native", "-fopenmp", "-ffp-contract=fast"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
+)
+
+
+@dataclass(frozen=True)
+class KernelDecoding:
+    """One token of each of B sequences, and the places of their blocks."""
+
+    places_BC: Tensor
+    lengths_B: Tensor
+    """Tokens of each sequence, the current one included."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
+        """Keep the rows' keys and values, then attend: [S, Q, B, D] of query to [S, B, Q, D]."""
+        out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+        torch.ops.cong.paged_decode(
+            *(tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (query, key, value)),
+            pool.keys,
+            pool.values,
+            self.places_BC,
+            self.lengths_B,
+            options.scaling,
+            options.window or 0,
+            options.softcap or 0.0,
+            out,
+        )
+        return out
+
+
+def lay_out_for_kernel(places: Places, lengths: Ordered[int], block_size: int, device: torch.device) -> KernelDecoding:
+    """What the kernel has to know of the sequences with these places and lengths."""
+    return KernelDecoding(torch.from_numpy(places).int(), torch.tensor(lengths, dtype=torch.int32))
+
+
+def has_kernel(choice: KernelChoice, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether decoding goes through the kernel; compiles and loads it where it does."""
+    if choice == "torch" or (choice == "auto" and (device.type != "cpu" or dtype not in _DTYPES)):
+        return False
+    if device.type != "cpu" or dtype not in _DTYPES:
+        raise KernelUnavailable(
+            f"engine.kernel is 'compiled', which runs on the CPU in float32 and bfloat16, not on {device} in {dtype}; "
+            "set it to auto"
+        )
+    try:
+        load_kernel()
+    except KernelUnavailable as error:
+        if choice == "compiled":
+            raise
+        log.warning("attention runs in torch alone, which is slower: %s", error)
+        return False
+    return True
+
+
+@functools.cache
+def load_kernel() -> None:
+    """Compile the kernel unless this machine has done so before, and load it into torch."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise KernelUnavailable("there is no C++ compiler; install g++, or set engine.kernel to torch")
+    library = _cache_dir() / f"{_fingerprint(compiler)}.so"
+    try:
+        if not library.exists():
+            _compile(compiler, library)
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise KernelUnavailable(f"the kernel in {library.parent} cannot be used: {error}") from error
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "cong" / "kernels"
+
+
+def _fingerprint(compiler: str) -> str:
+    """Of everything the compiled code depends on: another processor may lack this one's instructions."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    instructions = next((line for line in lines if line.startswith("flags")), platform.machine())
+    parts = [SOURCE.read_text(), *_FLAGS, version, torch.__version__, instructions]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def _compile(compiler: str, library: Path) -> None:
+    """Make the library beside its place, then rename it, so that processes that start together do not meet."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    home = Path(torch.__file__).parent
+    log.info("compiling the attention kernel, once on this machine")
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made, linked = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
+        # Linked without -fopenmp: the threads are those of the OpenMP that torch has brought along.
+        steps = (
+            [compiler, *_FLAGS, "-c", f"-I{home / 'include'}", str(SOURCE), "-o", str(made)],
+            [compiler, "-shared", str(made), "-o", str(linked), f"-L{home / 'lib'}", "-lc10", "-ltorch_cpu"],
+        )
+        for step in steps:
+            try:
+                done = subprocess.run(step, capture_output=True, text=True, timeout=_COMPILE_LIMIT_S)
+            except subprocess.TimeoutExpired as error:
+                raise KernelUnavailable(f"compiling took more than {_COMPILE_LIMIT_S} s") from error
+            if done.returncode:
+                raise KernelUnavailable(f"{compiler} failed: {done.stderr[-2000:]}")
+        linked.replace(library)

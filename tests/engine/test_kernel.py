@@ -1,0 +1,112 @@
+"""The compiled kernel against the sweep in torch, and what happens where it cannot be had."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cong.config.engine import EngineConfig
+from cong.engine import Engine, kernel
+from cong.engine.kernel import has_kernel, lay_out_for_kernel, load_kernel
+from cong.engine.pool import LayerPool, Options, Places, places_of
+from cong.engine.sweep import lay_out_sweep
+from cong.errors import KernelUnavailable
+from tests.engine.conftest import World
+
+CPU = torch.device("cpu")
+LENGTHS = (1, 4, 5, 23, 16, 40)
+
+
+def filled_pool(
+    size: int, num_heads: int, widths: tuple[int, int], dtype: torch.dtype, generator: torch.Generator
+) -> tuple[LayerPool, Places]:
+    """A pool with random contents, and block tables that are in no order, two of them with shared beginnings."""
+    free = [int(block) for block in np.random.default_rng(0).permutation(40)]
+    tables = [[free.pop() for _ in range(-(-length // size))] for length in LENGTHS]
+    tables[5][:2] = tables[3][:2]
+    shape = (41, num_heads, size)
+    keys, values = (torch.randn(*shape, width, generator=generator).to(dtype) for width in widths)
+    return LayerPool(keys, values), places_of(tables)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [Options(0.3, None, None), Options(0.2, 7, None), Options(0.5, None, 3.0)])
+@pytest.mark.parametrize(("group", "widths"), [(1, (16, 16)), (3, (20, 12))])
+def test_the_kernel_attends_as_the_sweep_does(
+    dtype: torch.dtype, options: Options, group: int, widths: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    num_networks, own_heads, size = 2, 2, 4
+    pool, places = filled_pool(size, num_networks * own_heads, widths, dtype, generator)
+    others = LayerPool(pool.keys.clone(), pool.values.clone())
+    num_rows = len(LENGTHS)
+    # As models hand them over: heads and tokens swapped, and a slice of a longer row.
+    query = torch.randn(num_networks, num_rows + 3, own_heads * group, widths[0], generator=generator).to(dtype)
+    key = torch.randn(num_networks, num_rows + 3, own_heads, widths[0], generator=generator).to(dtype)
+    value = torch.randn(num_networks, num_rows + 3, own_heads, widths[1], generator=generator).to(dtype)
+    query, key, value = (tensor.transpose(1, 2)[:, :, :num_rows] for tensor in (query, key, value))
+
+    load_kernel()
+    ours = lay_out_for_kernel(places, LENGTHS, size, CPU).attend(query, key, value, pool, options)
+    theirs = lay_out_sweep(places, LENGTHS, size, CPU).attend(query, key, value, others, options)
+
+    torch.testing.assert_close(pool.keys, others.keys, rtol=0, atol=0)
+    torch.testing.assert_close(pool.values, others.values, rtol=0, atol=0)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_extreme_scores_leave_a_distribution() -> None:
+    generator = torch.Generator().manual_seed(2)
+    pool, places = filled_pool(4, 2, (8, 8), torch.float32, generator)
+    query, key, value = torch.randn(3, 1, 2, len(LENGTHS), 8, generator=generator) * 100.0
+    load_kernel()
+    mixed = lay_out_for_kernel(places, LENGTHS, 4, CPU).attend(query, key, value, pool, Options(100.0, None, None))
+    assert mixed.isfinite().all()
+    assert mixed.abs().max() <= pool.values.abs().max()
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    generator = torch.Generator().manual_seed(3)
+    pool, places = filled_pool(4, 4, (16, 16), torch.float32, generator)
+    query, key, value = torch.randn(3, 2, 2, len(LENGTHS), 16, generator=generator)
+    options = Options(0.25, None, None)
+    load_kernel()
+    crowd = lay_out_for_kernel(places, LENGTHS, 4, CPU).attend(query, key, value, pool, options)
+    for row, length in enumerate(LENGTHS):
+        one = slice(row, row + 1)
+        decoding = lay_out_for_kernel(places[one], [length], 4, CPU)
+        alone = decoding.attend(query[:, :, one], key[:, :, one], value[:, :, one], pool, options)
+        assert torch.equal(alone[:, 0], crowd[:, row])
+
+
+def test_without_a_compiler_torch_does_it_and_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_kernel.cache_clear()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    engine = Engine(world.networks(world.folder("llama", 1)), EngineConfig(kv_memory_bytes=2**20))
+    assert not engine._runner.has_kernel
+    assert "install g++" in caplog.text
+    with pytest.raises(KernelUnavailable, match="install g\\+\\+"):
+        Engine(world.networks(world.folder("llama", 1)), EngineConfig(kv_memory_bytes=2**20, kernel="compiled"))
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    load_kernel.cache_clear()
+    broken = tmp_path / "broken.cpp"
+    broken.write_text("#error this is not the kernel\n")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernel, "SOURCE", broken)
+    with pytest.raises(KernelUnavailable, match="this is not the kernel"):
+        load_kernel()
+    assert not list(tmp_path.glob("cong/kernels/*")), "nothing is left behind"
+
+
+def test_a_device_without_a_kernel_is_refused_by_name() -> None:
+    assert not has_kernel("auto", torch.device("meta"), torch.float32)
+    with pytest.raises(KernelUnavailable, match="set it to auto"):
+        has_kernel("compiled", torch.device("meta"), torch.float32)
+    with pytest.raises(KernelUnavailable, match="float64"):
+        has_kernel("compiled", CPU, torch.float64)
