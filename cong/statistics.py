@@ -75,6 +75,22 @@ def paired_interval(left: Sequence[float], right: Sequence[float]) -> Interval:
     return normal_interval([a - b for a, b in zip(left, right, strict=True)])
 
 
+def wilson_interval(share: float, num_values: int) -> Interval:
+    """Wilson's interval for a share of `num_values` independent values in 0..1.
+
+    Exact values of 0 and 1 are its worst case: where some lie between, as ties that count half, it is wider than
+    needed.
+    """
+    assert num_values >= 1, "a share needs a value"
+    assert 0.0 <= share <= 1.0, f"share is {share}"
+    extra = Z_95**2 / num_values
+    middle = (share + extra / 2.0) / (1.0 + extra)
+    half_width = Z_95 / (1.0 + extra) * math.sqrt((share * (1.0 - share) + extra / 4.0) / num_values)
+    # Rounding must not push an end past the share itself, nor past 0 or 1.
+    low, high = middle - half_width, middle + half_width
+    return Interval(share, min(share, max(0.0, low)), max(share, min(1.0, high)))
+
+
 def bootstrap_interval(
     columns: Sequence[Sequence[float]],
     statistic: Callable[..., float],

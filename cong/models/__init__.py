@@ -11,6 +11,7 @@ from cong.models.deployment import ROLES, load_networks
 from cong.models.fingerprint import fingerprint_adapter, fingerprint_tokenizer, fingerprint_weights
 from cong.models.network import DTYPES, Architecture, Network, attach_adapter, load_network, save_network
 from cong.models.network_set import NetworkSet, join_networks
+from cong.models.reward_model import RewardModel, check_reward_model, fingerprint_reward_model, load_reward_model
 from cong.models.tokenizer import Tokenizer, detokenize, encode_completion, encode_prompt, load_tokenizer
 from cong.models.weights import MemoryEstimate, available_memory, estimate_memory, read_tensors
 
@@ -23,19 +24,23 @@ __all__ = [
     "MemoryEstimate",
     "Network",
     "NetworkSet",
+    "RewardModel",
     "Tokenizer",
     "attach_adapter",
     "available_memory",
+    "check_reward_model",
     "detokenize",
     "encode_completion",
     "encode_prompt",
     "estimate_memory",
     "fingerprint_adapter",
+    "fingerprint_reward_model",
     "fingerprint_tokenizer",
     "fingerprint_weights",
     "join_networks",
     "load_network",
     "load_networks",
+    "load_reward_model",
     "load_tokenizer",
     "open_artefact",
     "read_tensors",

@@ -98,7 +98,7 @@ def load_network(
 
     An `adapter` is merged into this network's own weights; `attach_adapter` shares them instead.
     """
-    torch_dtype, torch_device = _parse_dtype(dtype), _parse_device(device)
+    torch_dtype, torch_device = parse_dtype(dtype), parse_device(device)
     artefact = open_artefact(source, revision=revision, root=root, cache_dir=cache_dir)
     config = _check_config(artefact)
     opened = None
@@ -109,7 +109,7 @@ def load_network(
     estimate = estimate_memory(tensors, torch_dtype)
     require_memory(estimate, torch_dtype, torch_device, artefact.name)
     model = _load_weights(artefact, config, torch_dtype)
-    _own_weights(model, torch_device)
+    own_weights(model, torch_device)
     network = Network(
         role=role,
         name=artefact.name,
@@ -175,13 +175,15 @@ def _with_adapter(
     )
 
 
-def _parse_dtype(name: str) -> torch.dtype:
+def parse_dtype(name: str) -> torch.dtype:
+    """The dtype of a name from a configuration."""
     if name not in DTYPES:
         raise ConfigError(f"dtype is {name!r}; it must be one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
-def _parse_device(name: str) -> torch.device:
+def parse_device(name: str) -> torch.device:
+    """The device of a name from a configuration, if it is there."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -259,7 +261,7 @@ def _load_weights(artefact: Artefact, config: Any, dtype: torch.dtype) -> nn.Mod
     return module
 
 
-def _own_weights(model: nn.Module, device: torch.device) -> None:
+def own_weights(model: nn.Module, device: torch.device) -> None:
     """Move the weights to the device, and on the CPU out of the mapped file.
 
     Mapped weights change or kill the process when the file is written in place while the network is in use.

@@ -7,7 +7,7 @@ is never split over ranks. Knows nothing of batches of tensors.
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cong.config.stream import ReadSettings
-from cong.errors import StreamCorrupt, StreamError
+from cong.errors import StreamCorrupt, StreamError, StreamInterrupted
 from cong.schemas import SampleRecord
 from cong.stream.columns import to_records
 from cong.stream.cursor import Cursor, Draw, Rows, split_spans, window_order
@@ -59,7 +59,16 @@ class StreamReader:
         settings: ReadSettings | None = None,
         cursor: Cursor | None = None,
         cache_dir: str = "",
+        *,
+        is_closed: bool = False,
+        wants_stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`is_closed`: take in nothing beyond what the cursor has admitted, whatever has come since.
+
+        `wants_stop` is asked while the reader waits; then it raises `StreamInterrupted`, and what it was about to draw
+        is still to come for whoever goes on from the cursor before.
+        """
+        self._wants_stop = wants_stop
         self._store = store
         self._settings = settings or ReadSettings()
         identity = order_identity(self._settings)
@@ -69,7 +78,7 @@ class StreamReader:
             _require_same(cursor, stream, identity, store.location)
         self._cursor = cursor or Cursor(stream, identity)
         self._listing = self._look()
-        self._is_fresh = True
+        self._is_fresh = not is_closed
         self._segments: OrderedDict[SegmentName, SegmentFile] = OrderedDict()
         self._groups: OrderedDict[tuple[SegmentName, int, tuple[str, ...]], pa.Table] = OrderedDict()
         self._index: KeyIndex | None = None
@@ -103,6 +112,11 @@ class StreamReader:
         )
         waiting = sum(span.num_rows for span in (*self._cursor.pending, *self._cursor.window))
         return fresh + waiting - self._cursor.offset
+
+    def admit(self) -> Cursor:
+        """Take in every row in sight; a closed reader that goes on from this cursor reads them and no others."""
+        self._admit()
+        return self._cursor
 
     def draw(self, num_records: int) -> Draw | None:
         """The next records, fewer only where the stream ends, None behind its end. Waits only when following."""
@@ -205,7 +219,7 @@ class StreamReader:
             is_over = follow is None or self._listing.is_ended()
             if is_over or time.monotonic() - waiting_since >= follow.idle_timeout_s:  # type: ignore[union-attr]
                 return num_pending > 0
-            time.sleep(follow.poll_s)  # type: ignore[union-attr]
+            self._sleep()
 
     def _admit(self) -> bool:
         """One round: take in every row in sight that was not taken in before; whether there was any."""
@@ -251,7 +265,13 @@ class StreamReader:
         while follow is not None and read_identity(self._store) is None:
             if time.monotonic() - since >= follow.idle_timeout_s:
                 break
-            time.sleep(follow.poll_s)
+            self._sleep()
+
+    def _sleep(self) -> None:
+        assert self._settings.follow is not None, "only a following reader waits"
+        if self._wants_stop():
+            raise StreamInterrupted("asked to stop while waiting for more of the stream")
+        time.sleep(self._settings.follow.poll_s)
 
     def _skip(self, lost: Sequence[Span]) -> None:
         for span in lost:
@@ -390,7 +410,9 @@ class StreamReader:
                 # Compaction has put the row into another segment meanwhile.
                 self._segments.clear()
             except StreamError:
-                if attempt + 1 == _READ_TRIES or lane in self._listing.lanes:
+                # Rows beyond what was in sight may have come since: another process drew them.
+                listed = self._listing.lanes.get(lane)
+                if attempt + 1 == _READ_TRIES or (listed is not None and row < listed.stop_row):
                     raise
             self._listing = self._look()
         raise StreamCorrupt(f"row {row} of {lane} is listed and cannot be opened; run `cong stream verify`")

@@ -1,0 +1,114 @@
+"""A judge that is a reward model: a network with one output for the whole sequence of prompt and answer."""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from cong.config.evaluation import RewardModelJudge
+from cong.config.models import ModelsConfig
+from cong.errors import EvaluationError, ModelError, RequestError
+from cong.evaluation.answers import Answer
+from cong.evaluation.judging import Measurement, Reading
+from cong.models import (
+    Tokenizer,
+    check_reward_model,
+    encode_completion,
+    encode_prompt,
+    fingerprint_reward_model,
+    fingerprint_tokenizer,
+    load_reward_model,
+    open_artefact,
+    render_chat,
+)
+from cong.schemas import Message, content_key
+
+logger = logging.getLogger(__name__)
+
+
+class RewardModelScore:
+    """Batches of answers through a reward model; what does not fit loses its first tokens, and that is said."""
+
+    def __init__(self, name: str, settings: RewardModelJudge, models: ModelsConfig) -> None:
+        self.name = name
+        self.sums_tokens = False
+        self._settings = settings
+        self._models = models
+        self._template = None if models.chat_template is None else models.chat_template.read_text(encoding="utf-8")
+        network = settings.network
+        self.about = f"reward model {network.source}, {settings.rendering} rendering, {models.dtype}"
+        artefact = open_artefact(network.source, revision=network.revision, root=models.root)
+        check_reward_model(artefact)
+        self.fingerprint = content_key(
+            [
+                "reward model",
+                fingerprint_reward_model(artefact.folder),
+                fingerprint_tokenizer(artefact.folder, self._template),
+                models.dtype,
+                settings.rendering,
+                settings.max_tokens,
+            ]
+        )
+
+    def measure(self, answers: Sequence[Answer]) -> Iterator[Reading]:
+        """Rewards, sequences of similar length together."""
+        settings, models = self._settings, self._models
+        model = load_reward_model(
+            settings.network.source,
+            dtype=models.dtype,
+            device=models.device,
+            revision=settings.network.revision,
+            root=models.root,
+            chat_template=self._template,
+        )
+        limits = [limit for limit in (settings.max_tokens, model.context_length) if limit]
+        room = min(limits) if limits else None
+        rendered = [(answer, render(answer, model.tokenizer, settings.rendering)) for answer in answers]
+        rendered.sort(key=lambda each: len(each[1]))
+        for answer, ids in rendered:
+            if not ids:
+                raise EvaluationError(f"{answer.where} has no tokens for reward model {model.name}")
+        if num_long := sum(room is not None and len(ids) > room for _, ids in rendered):
+            logger.warning(
+                "judge %s: %d of %d sequences are longer than %s tokens and lose their first ones",
+                self.name,
+                num_long,
+                len(rendered),
+                room,
+            )
+        for start in range(0, len(rendered), settings.batch_size):
+            part = rendered[start : start + settings.batch_size]
+            rewards = model.rewards([ids[-room:] if room else ids for _, ids in part])
+            for (answer, ids), reward in zip(part, rewards, strict=True):
+                num_cut = max(0, len(ids) - room) if room else 0
+                yield Reading(answer, reward, len(ids) - num_cut, num_cut)
+
+    def is_enough(self, answer: Answer, measurement: Measurement) -> bool:
+        """A number is all there is."""
+        return True
+
+    def reward(self, measurement: Measurement) -> float:
+        """The number itself."""
+        return measurement.value
+
+
+def render(answer: Answer, tokenizer: Tokenizer, rendering: str) -> list[int]:
+    """Prompt and answer as the ids that a reward model reads."""
+    prompt = answer.prompt
+    if prompt.token_ids:
+        raise EvaluationError(
+            f"{answer.where}: the prompt is given as token ids, which only their own network can read"
+        )
+    is_chat = rendering == "chat" or (rendering == "auto" and tokenizer.chat_template is not None)
+    try:
+        if is_chat:
+            asked = prompt.messages or (Message(role="user", content=prompt.text or ""),)
+            said = Message(role="assistant", content=answer.text)
+            return render_chat(tokenizer, (*asked, said), add_generation_prompt=False)
+        before = (
+            render_chat(tokenizer, prompt.messages) if prompt.messages else encode_prompt(tokenizer, prompt.text or "")
+        )
+    except (RequestError, ModelError) as error:
+        raise EvaluationError(f"{answer.where} cannot be shown to a reward model: {error}") from error
+    ids = [*before, *encode_completion(tokenizer, answer.text)]
+    if tokenizer.eos_id is not None and not answer.is_truncated:
+        ids.append(tokenizer.eos_id)
+    return ids

@@ -1,0 +1,1 @@
+"""Jobs for `ray job submit`: each reads a configuration, builds the pieces from `cong`, and runs them."""

@@ -1,0 +1,33 @@
+"""Models judged on held-out prompts: `python -m jobs.evaluate --config run.yaml`, here or by `ray job submit`.
+
+Needs no Ray of its own: one process, one network at a time. Killed at any moment and started again it continues. Exit
+codes: 0 the report is written, 2 wrong settings or answers that cannot be judged.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from cong.cli.config import add_config_options, resolve_config
+from cong.cli.evaluate import print_plan, run_evaluation
+from cong.errors import CongError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description="Judge models on held-out prompts.")
+    add_config_options(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        config = resolve_config(arguments)
+        return print_plan(config) if arguments.dry_run else run_evaluation(config)
+    except CongError as error:
+        print(f"jobs.evaluate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jobs.evaluate: interrupted; run it again to continue", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
