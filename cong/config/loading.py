@@ -37,25 +37,37 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds."""
+def read_text(path: Path) -> str:
+    """The text of a file that a user has named."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
-    try:
-        content = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds."""
+    found = parse_documents(read_text(path), str(path))
+    if len(found) > 1:
+        raise ConfigError(f"{path} holds {len(found)} documents; a configuration is one")
+    content = found[0] if found else None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}; a configuration is a mapping of sections")
     return content
+
+
+def parse_documents(text: str, origin: str) -> list[Any]:
+    """The documents of a YAML text; `origin` names it in errors."""
+    try:
+        return list(yaml.load_all(text, Loader=_StrictLoader))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not YAML: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from error
 
 
 def parse_override(assignment: str) -> tuple[list[str], Any]:
@@ -70,12 +82,13 @@ def parse_override(assignment: str) -> tuple[list[str], Any]:
         raise ConfigError(f"--set {assignment!r}: the value is not YAML: {error}") from error
 
 
-def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """One content over another, key by key within sections."""
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
         both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
     return merged
 
 
@@ -157,10 +170,10 @@ def load_config(model: type[Model], paths: Iterable[Path] = (), overrides: Itera
     content: dict[str, Any] = {}
     origins = []
     for path in paths:
-        content = _merge(content, read_yaml(path))
+        content = merge(content, read_yaml(path))
         origins.append(str(path))
     for assignment in overrides:
-        content = _merge(content, _nested(*parse_override(assignment)))
+        content = merge(content, _nested(*parse_override(assignment)))
         origins.append(f"--set {assignment}")
     return check(model, content, " + ".join(origins) or "defaults")
 

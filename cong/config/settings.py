@@ -6,9 +6,13 @@ from pydantic import Field
 
 from cong.config.base import Settings
 from cong.config.engine import EngineConfig
+from cong.config.evaluation import EvaluationConfig
+from cong.config.jobs import SamplingJobConfig
 from cong.config.lab import LabConfig
 from cong.config.models import ModelsConfig
+from cong.config.service import ServiceConfig
 from cong.config.stream import StreamConfig
+from cong.config.train import TrainConfig
 from cong.schemas import SamplingParameters
 
 
@@ -27,3 +31,7 @@ class RunConfig(Settings):
     engine: EngineConfig = EngineConfig()
     lab: LabConfig = LabConfig()
     stream: StreamConfig = StreamConfig()
+    train: TrainConfig = TrainConfig()
+    service: ServiceConfig = ServiceConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    sampling_job: SamplingJobConfig = SamplingJobConfig()

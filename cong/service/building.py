@@ -1,0 +1,63 @@
+"""A service from a configuration: networks loaded, engine made, stream opened. Knows no HTTP and no Ray."""
+
+import logging
+import sys
+from pathlib import Path
+
+from cong import __version__
+from cong.config import RunConfig
+from cong.engine import Engine
+from cong.models import NetworkSet, load_networks
+from cong.schemas import SamplingParameters
+from cong.service.archive import Archive
+from cong.service.facts import Facts
+from cong.service.service import SampleService
+from cong.service.vocabulary import Vocabulary
+from cong.wire import NetworkInfo
+
+log = logging.getLogger(__name__)
+
+BACKEND = "cong"
+SWITCH_INTERVAL_S = 0.0005
+"""How long another thread may keep the engine's thread from going on.
+
+Each of its many short operations lets go of the interpreter; with Python's own 5 ms, callers that are being answered
+would stretch every step.
+"""
+
+
+def facts_of(networks: NetworkSet, max_tokens: int, defaults: SamplingParameters) -> Facts:
+    """What is known of a set of networks behind an engine."""
+    return Facts(
+        backend=BACKEND,
+        networks=tuple(
+            NetworkInfo(
+                role=network.role,
+                name=network.name,
+                fingerprint=network.fingerprint,
+                num_parameters=network.num_parameters,
+                architecture=network.architecture.model_type,
+            )
+            for network in networks.networks
+        ),
+        vocabulary=Vocabulary(networks.tokenizer, networks.shared_vocab_size),
+        max_tokens=max_tokens,
+        defaults=defaults,
+        software={"cong": __version__, "engine": BACKEND},
+    )
+
+
+def open_service(config: RunConfig, writer_id: str) -> SampleService:
+    """The service of a configuration, not started yet; `writer_id` is used by no other process at the same time.
+
+    Takes as long as the weights take to load.
+    """
+    networks = load_networks(config.models)
+    engine = Engine(networks, config.engine, writer=writer_id)
+    archive = None
+    if config.service.may_store_prompts:
+        location = config.stream.location or str(Path(config.output_dir) / "stream")
+        archive = Archive.open(location, config.stream, writer_id, config.service.store_timeout_s)
+    if sys.getswitchinterval() > SWITCH_INTERVAL_S:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+    return SampleService(engine, facts_of(networks, engine.max_tokens, config.sampling), config.service, archive)

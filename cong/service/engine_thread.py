@@ -1,0 +1,144 @@
+"""The one thread that owns an engine: takes requests in, steps, hands events out. Knows no asyncio and no HTTP.
+
+Everything that a step yields is handed over in one call, so that another thread is woken once a step and not once a
+token. When there is nothing to do the thread sleeps on a condition.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cong.engine import EngineProtocol, EngineStats, Event, Generate, Rate
+from cong.errors import CongError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The engine did not take a request."""
+
+    request_id: str
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Died:
+    """The engine has failed, and with it everything that it had taken."""
+
+    error: BaseException
+
+
+Happening = Event | Refused | Died
+"""What the thread tells."""
+
+
+class EngineThread:
+    """An engine at work; safe to call from any thread."""
+
+    def __init__(
+        self,
+        engine: EngineProtocol,
+        deliver: Callable[[Sequence[Happening]], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._deliver = deliver
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._inbox: list[Generate | Rate | str] = []
+        """Requests, and the ids of those to be cancelled, in order."""
+        self._is_stopping = False
+        self._busy_since: float | None = None
+        """When the step under way began; None while there is none."""
+        self.num_steps = 0
+        self.stats = EngineStats()
+        """As of the last step."""
+        self.error: BaseException | None = None
+        """What ended the thread before it was told to stop."""
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work; once."""
+        self._thread.start()
+
+    def put(self, requests: Sequence[Generate | Rate]) -> None:
+        """Hand in requests; what becomes of each is told by events."""
+        self._post(requests)
+
+    def cancel(self, request_ids: Sequence[str]) -> None:
+        """End what is left of requests before the next step."""
+        self._post(request_ids)
+
+    def stop(self, timeout_s: float) -> bool:
+        """Stop after the step under way; whether it did within the time."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def busy_s(self) -> float:
+        """How long the step under way has taken so far; 0 between steps."""
+        since = self._busy_since
+        return 0.0 if since is None else self._clock() - since
+
+    def _post(self, items: Sequence[Generate | Rate | str]) -> None:
+        with self._changed:
+            self._inbox += items
+            self._changed.notify()
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._busy_since = self._clock()
+                happened: list[Happening] = [*self._take_in()]
+                if self._engine.has_work:
+                    happened += self._engine.events()
+                self.stats = self._engine.stats()
+                self.num_steps += 1
+                self._busy_since = None
+                if happened:
+                    self._deliver(happened)
+        except BaseException as error:
+            # Whatever it is: everybody who waits is told, and nobody is let in any more.
+            log.exception("the engine has failed")
+            self.error = error
+            self._busy_since = None
+            self._deliver([Died(error)])
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is something to do; False when told to stop."""
+        with self._changed:
+            while not (self._inbox or self._is_stopping or self._engine.has_work):
+                self._changed.wait()
+            return not self._is_stopping
+
+    def _take_in(self) -> list[Refused]:
+        with self._changed:
+            inbox, self._inbox = self._inbox, []
+        refused = []
+        for item in inbox:
+            try:
+                if isinstance(item, Generate):
+                    self._engine.submit(item)
+                elif isinstance(item, Rate):
+                    self._engine.score(item)
+                else:
+                    self._engine.cancel(item)
+            except Exception as error:
+                # An engine checks a request before it takes it, so the others are unaffected.
+                if not isinstance(error, CongError):
+                    log.exception("the engine stumbled over a request")
+                if not isinstance(item, str):
+                    refused.append(Refused(item.request_id, error))
+        return refused

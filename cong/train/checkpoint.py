@@ -1,0 +1,213 @@
+"""Checkpoints on disk: a folder per step that appears whole or not at all, and is known to be whole when it is read.
+
+A folder is written under a temporary name. Every file is forced to disk and listed with its SHA-256 in `manifest.json`;
+the marker `COMMITTED`, written last, holds the manifest's own. Then the folder takes its name. Knows files only: what
+the parts mean is said by whoever hands them in.
+"""
+
+import contextlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cong.errors import CheckpointError
+from cong.train.backend import Backend
+from cong.train.durable import (
+    digest_of,
+    digests_of,
+    files_below,
+    json_bytes,
+    make_folder,
+    remove_folder,
+    sync_file,
+    sync_folder,
+    write_file,
+)
+from cong.train.ledger import Part, damaged_parts
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+STATE, MANIFEST, MARKER, BACKEND, NEWEST = "state.json", "manifest.json", "COMMITTED", "backend", "newest.json"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose every byte has been checked."""
+
+    folder: Path
+    step: int
+    state: Mapping[str, Any]
+
+    @property
+    def ledger_parts(self) -> tuple[Part, ...]:
+        """The ledger up to it."""
+        return tuple(Part(**part) for part in self.state["ledger"])
+
+
+def folder_name(step: int) -> str:
+    """What the folder of a step is called."""
+    return f"step-{step:08d}"
+
+
+def problem_with(folder: Path, ledger_folder: Path) -> str | None:
+    """What keeps a folder from being a complete checkpoint."""
+    try:
+        if digest_of(folder / MANIFEST).encode() != (folder / MARKER).read_bytes():
+            return f"{MANIFEST} is not the one that was committed"
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        listed: dict[str, str] = manifest["sha256"]
+        missing = [name for name in listed if not (folder / name).is_file()]
+        if missing:
+            return f"{missing[0]} is missing"
+        found = digests_of(folder, listed)
+        wrong = [name for name in listed if found[name] != listed[name]]
+        if wrong:
+            return f"{wrong[0]} is not what was written"
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if state["version"] != VERSION:
+            return f"its version is {state['version']}; this cong reads {VERSION}"
+        damaged = damaged_parts(ledger_folder, [Part(**part) for part in state["ledger"]])
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"it cannot be read: {error}"
+    return f"the ledger is damaged: {damaged[0]}" if damaged else None
+
+
+def newest_complete(folder: Path, ledger_folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; None only where there has never been one.
+
+    Torn and missing ones are announced. Where there were checkpoints and none is left, it is an error: starting from
+    zero must be asked for.
+    """
+    steps = sorted((int(match[1]) for path in _listed(folder) if (match := _NAME.fullmatch(path.name))), reverse=True)
+    expected = _newest_step(folder)
+    problems = []
+    if expected is not None and expected not in steps:
+        problems.append(f"{folder / folder_name(expected)} was committed and is missing")
+    for step in steps:
+        path = folder / folder_name(step)
+        problem = problem_with(path, ledger_folder)
+        if problem is None:
+            for line in problems:
+                logger.warning("stepping back to step %d: %s", step, line)
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            return Checkpoint(path, step, state)
+        problems.append(f"{path} is not complete: {problem}")
+    has_ledger = any(ledger_folder.glob("steps-*.jsonl")) if ledger_folder.exists() else False
+    if problems or has_ledger:
+        listed = "\n  ".join(problems or [f"{ledger_folder} shows steps that were saved, and {folder} holds none"])
+        raise CheckpointError(
+            f"no checkpoint is left to resume from:\n  {listed}\nPut one back, or remove {folder} and {ledger_folder} "
+            "to start from the beginning"
+        )
+    return None
+
+
+def committed(folder: Path) -> list[Checkpoint]:
+    """Every checkpoint with its marker and a state that can be read, oldest first; other bytes are not checked."""
+    found = []
+    for path in sorted(_listed(folder)):
+        match = _NAME.fullmatch(path.name)
+        if match and (path / MARKER).is_file():
+            with contextlib.suppress(OSError, ValueError):
+                found.append(Checkpoint(path, int(match[1]), json.loads((path / STATE).read_text(encoding="utf-8"))))
+    return found
+
+
+def save_checkpoint(
+    backend: Backend, folder: Path, step: int, state: Callable[[], Mapping[str, Any]], own_files: Mapping[str, bytes]
+) -> Path:
+    """Write the checkpoint of a step, all ranks together.
+
+    `state` is called on rank 0 once the backend's parts are written; `own_files` are small files of this rank.
+    """
+    target, unfinished = folder / folder_name(step), folder / f".{folder_name(step)}.unfinished"
+    is_first = backend.rank == 0
+    with together(backend, target):
+        if is_first:
+            make_folder(folder)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            (unfinished / BACKEND).mkdir(parents=True)
+    with together(backend, target):
+        backend.save(unfinished / BACKEND)
+        for name, content in own_files.items():
+            write_file(unfinished / name, content)
+    names: list[str] = json.loads(backend.from_first(json.dumps(files_below(unfinished)) if is_first else ""))
+    # Each rank checks and forces to disk its share of all files; what it wrote itself does not matter.
+    digests_name = f".digests-{backend.rank:05d}.json"
+    with together(backend, target):
+        mine = names[backend.rank :: backend.world_size]
+        for name in mine:
+            sync_file(unfinished / name)
+        write_file(unfinished / digests_name, json_bytes(digests_of(unfinished, mine)))
+    with together(backend, target):
+        if is_first:
+            _commit(unfinished, target, backend.world_size, {"version": VERSION, "step": step, **state()})
+    return target
+
+
+@contextlib.contextmanager
+def together(backend: Backend, target: Path) -> Iterator[None]:
+    """A piece of work that fails on every rank if it fails on one, so that none waits for ever."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks have to hear of it
+        failure = error
+    failed = torch.tensor([0.0 if failure is None else 1.0], device=backend.device)
+    num_failed = int(backend.total(failed).item())
+    if num_failed:
+        raise CheckpointError(
+            f"{target} could not be written by {num_failed} of {backend.world_size} processes"
+            f"{f': {failure}' if failure is not None else ''}; checkpoints before it are as they were"
+        ) from failure
+
+
+def _commit(unfinished: Path, target: Path, world_size: int, state: Mapping[str, Any]) -> None:
+    write_file(unfinished / STATE, json_bytes(state))
+    digests: dict[str, str] = {STATE: digest_of(unfinished / STATE)}
+    for rank in range(world_size):
+        part = unfinished / f".digests-{rank:05d}.json"
+        digests |= json.loads(part.read_text(encoding="utf-8"))
+        part.unlink()
+    write_file(unfinished / MANIFEST, json_bytes({"sha256": digests}))
+    for path in [*(path for path in unfinished.rglob("*") if path.is_dir()), unfinished]:
+        sync_folder(path)
+    write_file(unfinished / MARKER, digest_of(unfinished / MANIFEST).encode())
+    remove_folder(target)
+    unfinished.rename(target)
+    sync_folder(target.parent)
+    write_file(target.parent / NEWEST, json_bytes({"step": state["step"]}))
+
+
+def remove_old(folder: Path, num_kept: int) -> None:
+    """Keep the newest committed checkpoints, and nothing that was left unfinished."""
+    for checkpoint in committed(folder)[:-num_kept]:
+        remove_folder(checkpoint.folder)
+    for path in _listed(folder):
+        if path.name.startswith(".") and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _listed(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _newest_step(folder: Path) -> int | None:
+    try:
+        return int(json.loads((folder / NEWEST).read_text(encoding="utf-8"))["step"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s cannot be read (%s); the newest checkpoint is looked for", folder / NEWEST, error)
+        return None

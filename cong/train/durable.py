@@ -1,0 +1,92 @@
+"""Files that must survive a crash: written whole, forced to disk, and recognised by their digest."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+_BLOCK_BYTES = 8 << 20
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of several files, by name."""
+    listed = list(names)
+    # Hashing releases the interpreter lock.
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return dict(zip(listed, pool.map(lambda name: digest_of(folder / name), listed), strict=True))
+
+
+def files_below(folder: Path) -> list[str]:
+    """Relative names of all files in a folder and its folders, in order."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def sync_file(path: Path) -> None:
+    """Force a file's bytes to disk, whoever wrote them."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's names to disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, their names forced to disk."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """A whole file, forced to disk under a temporary name and then renamed."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value as JSON for people and programs."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def remove_folder(folder: Path) -> None:
+    """Take a folder away at once: renamed first, so that no half of it is ever seen under its name."""
+    if not folder.exists():
+        return
+    doomed = folder.with_name(f".removed-{folder.name.lstrip('.')}-{uuid.uuid4().hex[:8]}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,129 @@
+"""A run's output folder: what lies where, who may write it, and what is put there at the beginning and at the end.
+
+config.yaml  environment.json  run.lock     what was asked for, and on what it ran
+checkpoints/  ledger/                       what a later process goes on from
+metrics.jsonl  tensorboard/  curves.svg     how it went
+model/  summary.json                        what came out
+"""
+
+import fcntl
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cong.config import RunConfig, dump_config
+from cong.errors import ConfigError
+from cong.models import Network
+from cong.telemetry import progress as show_progress
+from cong.train.arithmetic import StepArithmetic, peak_operations_per_s
+from cong.train.backend import Backend
+from cong.train.curves import draw_curves
+from cong.train.durable import json_bytes, make_folder, write_file
+from cong.train.export import export_network, model_card
+from cong.train.ledger import Ledger
+from cong.train.loop import Progress
+from cong.train.metrics import open_trackers
+from cong.train.monitor import Monitor
+from cong.train.recipe import Recipe
+from cong.train.remote import RemoteCheckpoints
+from cong.train.software import environment
+
+
+class RunFolder:
+    """The folder of one run, on one rank; only the first writes what is for people."""
+
+    def __init__(self, config: RunConfig, *, is_first: bool) -> None:
+        self._config = config
+        self._is_first = is_first
+        self._lock: int | None = None
+        self.root = config.output_dir
+        self.checkpoints = self.root / "checkpoints"
+        self.ledger = self.root / "ledger"
+        settings = config.train.checkpoints
+        self.remote = RemoteCheckpoints(settings.upload, settings.storage_options) if settings.upload else None
+
+    def __enter__(self) -> Self:
+        if self._is_first:
+            make_folder(self.root)
+            self._lock = _lock(self.root)
+            write_file(self.root / "config.yaml", dump_config(self._config).encode())
+            write_file(self.root / "environment.json", json_bytes(environment()))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def new_ledger(self) -> Ledger:
+        """Of a run that begins."""
+        return Ledger(self.ledger)
+
+    @contextmanager
+    def monitor(
+        self, progress: Progress, arithmetic: StepArithmetic, backend: Backend, *, is_quiet: bool
+    ) -> Iterator[Monitor]:
+        """Bar and trackers, which the first rank alone has."""
+        train = self._config.train
+        peak_per_s = backend.world_size * peak_operations_per_s(
+            backend.device, train.precision, train.logging.peak_teraflops
+        )
+        config = self._config.train.model_dump(mode="json")
+        trackers = open_trackers(train.logging, self.root, progress.step + 1, config) if self._is_first else []
+        label = f"training {train.objective.name}"
+        try:
+            with show_progress(label, progress.num_steps, start=progress.step, unit="steps", is_quiet=is_quiet) as bar:
+                yield Monitor(trackers, bar, arithmetic, peak_per_s, train.logging.every_steps)
+        finally:
+            for tracker in trackers:
+                tracker.close()
+
+    def finish(
+        self,
+        backend: Backend,
+        network: Network,
+        recipe: Recipe,
+        monitor: Monitor,
+        progress: Progress,
+        counts: Mapping[str, int],
+    ) -> Path:
+        """Export the network and sum the run up; every rank calls it, the first writes."""
+        folder = self.root / "model"
+        if not self._is_first:
+            for _ in backend.weights():
+                pass
+            return folder
+        facts: dict[str, str | int | float] = {
+            "network": network.name,
+            "network fingerprint": network.fingerprint,
+            "tokenizer fingerprint": network.tokenizer.fingerprint,
+            "optimiser steps": progress.step,
+            "examples": progress.num_examples,
+            "tokens": progress.num_tokens,
+            **{f"examples {name}": number for name, number in counts.items()},
+            **environment(),
+        }
+        card = model_card(folder.resolve().parent.name, facts, recipe, monitor.numbers)
+        export_network(backend.weights(), self._config.train, self._config.models, folder, card)
+        summary = {**monitor.summary(), "counts": dict(counts), "metrics": monitor.numbers, "step": progress.step}
+        write_file(self.root / "summary.json", json_bytes(summary))
+        if self._config.train.logging.has_plots and importlib.util.find_spec("matplotlib") is not None:
+            draw_curves(self.root / "metrics.jsonl", self.root / "curves.svg")
+        return folder
+
+
+def _lock(folder: Path) -> int:
+    """Refuse a second run in the same folder while the first is alive; the lock goes with its process."""
+    handle = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise ConfigError(f"another run is at work in {folder}; wait for it, or give another output_dir") from error
+    return handle

@@ -1,0 +1,153 @@
+"""Where a run's numbers go: a line of JSON per step, TensorBoard, and trackers of others where they are asked for.
+
+Only rank 0 has one. Knows neither what is trained nor how.
+"""
+
+import importlib
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from cong.config.train import LoggingSettings
+from cong.errors import MissingExtra
+from cong.report.atomic import write_atomically
+
+Values = Mapping[str, float | int]
+
+
+class Tracker(Protocol):
+    """Takes numbers of steps."""
+
+    def log(self, step: int, values: Values) -> None:
+        """Numbers of a step by name."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        ...
+
+
+class JsonLines:
+    """`metrics.jsonl`: one object per line, `step` in each."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        """Steps from `first_step` on are about to be trained again: their lines go."""
+        kept = [line for line in read_metrics(path) if int(line["step"]) < first_step]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, values: Values) -> None:
+        """One line, readable by others at once."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Force what is there to disk."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics file; a torn last one is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            return
+        yield found
+
+
+class TensorBoard:
+    """Event files that TensorBoard reads."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        writer: Any = _package("tensorboardX", "train").SummaryWriter
+        self._writer = writer(str(folder), purge_step=first_step, flush_secs=10)
+
+    def log(self, step: int, values: Values) -> None:
+        """One scalar per name."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush."""
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases; the same name joins what went before."""
+
+    def __init__(self, project: str, name: str, folder: Path, config: Mapping[str, Any]) -> None:
+        wandb = _package("wandb", "trackers")
+        self._run: Any = wandb.init(
+            project=project, id=name, name=name, dir=str(folder), config=dict(config), resume="allow"
+        )
+
+    def log(self, step: int, values: Values) -> None:
+        """Numbers of a step."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class MLflow:
+    """A run of MLflow; the same name joins what went before."""
+
+    def __init__(self, uri: str, name: str) -> None:
+        tracking = _package("mlflow.tracking", "trackers")
+        self._client: Any = tracking.MlflowClient(tracking_uri=uri)
+        found = self._client.get_experiment_by_name("cong")
+        experiment = self._client.create_experiment("cong") if found is None else found.experiment_id
+        runs = self._client.search_runs([experiment], filter_string=f"attributes.run_name = '{name}'", max_results=1)
+        self._run_id = (runs[0] if runs else self._client.create_run(experiment, run_name=name)).info.run_id
+
+    def log(self, step: int, values: Values) -> None:
+        """Numbers of a step."""
+        for name, value in values.items():
+            self._client.log_metric(self._run_id, name, float(value), step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._client.set_terminated(self._run_id)
+
+
+def _package(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtra(extra, name.partition(".")[0]) from error
+
+
+def has_tensorboard() -> bool:
+    """Whether the package that writes event files is there."""
+    return importlib.util.find_spec("tensorboardX") is not None
+
+
+def open_trackers(
+    settings: LoggingSettings, folder: Path, first_step: int, config: Mapping[str, Any]
+) -> Sequence[Tracker]:
+    """Everything that the settings ask for; what is asked for by name and not installed is refused."""
+    name = settings.run_name or folder.resolve().name
+    trackers: list[Tracker] = []
+    try:
+        if settings.has_tensorboard and has_tensorboard():
+            trackers.append(TensorBoard(folder / "tensorboard", first_step))
+        if settings.wandb_project:
+            trackers.append(WandB(settings.wandb_project, name, folder, config))
+        if settings.mlflow_uri:
+            trackers.append(MLflow(settings.mlflow_uri, name))
+        trackers.append(JsonLines(folder / "metrics.jsonl", first_step))
+    except BaseException:
+        for tracker in trackers:
+            tracker.close()
+        raise
+    return trackers

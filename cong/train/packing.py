@@ -1,0 +1,196 @@
+"""Sequences behind one another in one row, each seeing itself alone: the attention function, and where they lie.
+
+A packed row costs its own sequences: attention is computed in groups of sequences of similar length, none of which
+sees another. Registered under a name of its own; networks whose attention it cannot compute are found by comparing
+(`check.py`). Legend: T tokens of the row, Q query heads, H key-value heads, D head width, S sequences of a group,
+L their longest.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cong.errors import UnsupportedModel
+
+ATTENTION_NAME = "cong_packed"
+
+LAYOUT = "packed_layout"
+"""Keyword under which a network hands the layout through to its attention."""
+
+_SHORT = 64
+"""Up to this length padding costs less than another call."""
+_SIMILAR = 0.75
+"""Above it, sequences of a group are at least this share of its longest."""
+
+_KNOWN_OPTIONS = frozenset(
+    {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is_causal", LAYOUT, "position_ids", "use_cache"}
+    | {"cache_position", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict"}
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring sequences that are computed together."""
+
+    start: int
+    lengths: tuple[int, ...]
+    places_SL: Tensor | None
+    """Places of their tokens counted from `start`, padded with the last; None = all are equally long."""
+    kept_N: Tensor | None
+    """Of the [S * L] results, those that are no padding."""
+
+    @property
+    def stop(self) -> int:
+        """Place behind the last token."""
+        return self.start + sum(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest sequence."""
+        return max(self.lengths)
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Where each sequence of a packed row lies."""
+
+    groups: tuple[Group, ...]
+
+    def to(self, device: torch.device | str) -> "PackedLayout":
+        """The same layout on another device."""
+        return PackedLayout(
+            tuple(
+                replace(
+                    group,
+                    places_SL=None if group.places_SL is None else group.places_SL.to(device),
+                    kept_N=None if group.kept_N is None else group.kept_N.to(device),
+                )
+                for group in self.groups
+            )
+        )
+
+
+def lay_out(lengths: Sequence[int]) -> PackedLayout:
+    """The layout of sequences in the order in which they lie; neighbours of similar length make the fewest groups."""
+    assert all(length > 0 for length in lengths), "a sequence without tokens has no place"
+    groups: list[Group] = []
+    start = first = 0
+    for number in range(1, len(lengths) + 1):
+        if number < len(lengths) and _is_similar(lengths[first : number + 1]):
+            continue
+        group = _group(start, tuple(lengths[first:number]))
+        groups.append(group)
+        start, first = group.stop, number
+    return PackedLayout(tuple(groups))
+
+
+def _is_similar(lengths: Sequence[int]) -> bool:
+    longest = max(lengths)
+    return longest <= _SHORT or min(lengths) >= _SIMILAR * longest
+
+
+def _group(start: int, lengths: tuple[int, ...]) -> Group:
+    if len(set(lengths)) == 1:
+        return Group(start, lengths, None, None)
+    lengths_S1 = torch.tensor(lengths)[:, None]
+    starts_S1 = lengths_S1.cumsum(0) - lengths_S1
+    column_L = torch.arange(max(lengths))
+    places_SL = starts_S1 + torch.minimum(column_L, lengths_S1 - 1)
+    return Group(start, lengths, places_SL, (column_L < lengths_S1).flatten().nonzero()[:, 0])
+
+
+def attend_packed(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention within each sequence of the one row: [1, heads, T, D] in, [1, T, Q, D] out."""
+    layout = options.get(LAYOUT)
+    name = type(module).__name__
+    unknown = [option for option, value in options.items() if option not in _KNOWN_OPTIONS and value is not None]
+    if not isinstance(layout, PackedLayout) or unknown or attention_mask is not None:
+        raise UnsupportedModel(
+            f"{name} cannot attend to packed sequences ({', '.join(unknown) or 'its layout does not arrive'}); set "
+            "train.batches.is_packed=false"
+        )
+    if options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise UnsupportedModel(f"{name} attends to both sides; a decoder-only network is needed")
+    scaling = options.get("scaling")
+    parts = [
+        _attend(
+            group,
+            query[0],
+            key[0],
+            value[0],
+            scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            dropout=float(options.get("dropout") or 0.0),
+            window=options.get("sliding_window"),
+            softcap=options.get("softcap"),
+            sinks_Q=options.get("s_aux"),
+        )
+        for group in layout.groups
+    ]
+    out_TQD = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out_TQD[None], None
+
+
+def _attend(
+    group: Group,
+    query_QTD: Tensor,
+    key_HTD: Tensor,
+    value_HTD: Tensor,
+    *,
+    scaling: float,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+    sinks_Q: Tensor | None,
+) -> Tensor:
+    """What the tokens of one group read, [N, Q, D]."""
+    query, key, value = (_by_sequence(group, tensor) for tensor in (query_QTD, key_HTD, value_HTD))
+    is_windowed = window is not None and window < group.longest
+    if softcap is None and sinks_Q is None:
+        out_SQLD = nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=_visible(group.longest, window, query.device) if is_windowed else None,
+            is_causal=not is_windowed,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    else:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+        scores_SQLL = (query @ key.transpose(2, 3)) * scaling
+        if softcap is not None:
+            scores_SQLL = torch.tanh(scores_SQLL / softcap) * softcap
+        hidden_LL = ~_visible(group.longest, window if is_windowed else None, query.device)
+        scores_SQLL = scores_SQLL.masked_fill(hidden_LL, -math.inf)
+        if sinks_Q is not None:
+            sinks = sinks_Q.view(1, -1, 1, 1).expand(scores_SQLL.shape[0], -1, scores_SQLL.shape[2], 1)
+            scores_SQLL = torch.cat([scores_SQLL, sinks.to(scores_SQLL.dtype)], -1)
+        weights = scores_SQLL.softmax(-1, dtype=torch.float32).to(value.dtype)[..., : group.longest]
+        out_SQLD = nn.functional.dropout(weights, dropout) @ value
+    out_NQD = out_SQLD.transpose(1, 2).flatten(0, 1)
+    return out_NQD if group.kept_N is None else out_NQD[group.kept_N]
+
+
+def _by_sequence(group: Group, tensor_HTD: Tensor) -> Tensor:
+    """[heads, T, D] to [S, heads, L, D]."""
+    part_HND = tensor_HTD[:, group.start : group.stop]
+    if group.places_SL is None:
+        return part_HND.reshape(part_HND.shape[0], len(group.lengths), group.longest, -1).transpose(0, 1)
+    return part_HND[:, group.places_SL].transpose(0, 1)
+
+
+def _visible(length: int, window: int | None, device: torch.device) -> Tensor:
+    """Whether a query [L, 1] may look at a key [L]."""
+    position_L = torch.arange(length, device=device)
+    is_visible_LL = position_L <= position_L[:, None]
+    if window is not None:
+        is_visible_LL &= position_L > position_L[:, None] - window
+    return is_visible_LL

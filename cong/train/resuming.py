@@ -1,0 +1,124 @@
+"""Going on from a checkpoint: which one, whether it belongs to this run, and everything put back as it was."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from cong.errors import CheckpointError, CongError
+from cong.stream import Cursor
+from cong.train.backend import Backend
+from cong.train.checkpoint import BACKEND, Checkpoint, committed, folder_name, newest_complete
+from cong.train.feed import Feed
+from cong.train.folder import RunFolder
+from cong.train.ledger import Ledger
+from cong.train.loop import Progress
+from cong.train.randomness import restore_generators, seed_all
+from cong.train.recipe import Recipe, require_same
+from cong.train.saving import generators_file
+from cong.train.source import Source
+from cong.train.stream_source import stream_cursors
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def find_checkpoint(backend: Backend, folder: RunFolder, recipe: Recipe) -> Checkpoint | None:
+    """The newest complete checkpoint of this run, on every rank; None where the run is new."""
+
+    def look() -> int | None:
+        if folder.remote is not None:
+            _bring_newer(folder)
+        found = newest_complete(folder.checkpoints, folder.ledger)
+        if found is None:
+            return None
+        for line in require_same(_without_frozen(found.state["recipe"]), recipe, str(found.folder)):
+            logger.warning("resuming with a setting changed: %s", line)
+        return found.step
+
+    step = on_first(backend, look)
+    if step is None:
+        return None
+    path = folder.checkpoints / folder_name(step)
+    try:
+        return Checkpoint(path, step, json.loads((path / "state.json").read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CheckpointError(
+            f"rank {backend.rank} cannot read {path}, which rank 0 has found: {error}; output_dir must be a folder "
+            "that every machine sees"
+        ) from error
+
+
+def on_first(backend: Backend, work: Callable[[], int | None]) -> int | None:
+    """What rank 0 finds, on every rank; its failure is everybody's."""
+    answer = ""
+    failure: CongError | None = None
+    if backend.rank == 0:
+        try:
+            answer = json.dumps({"found": work()})
+        except CongError as error:
+            failure = error
+            answer = json.dumps({"error": str(error)})
+    content = json.loads(backend.from_first(answer))
+    if failure is not None:
+        raise failure
+    if "error" in content:
+        raise CheckpointError(content["error"])
+    found: int | None = content["found"]
+    return found
+
+
+def resume(
+    checkpoint: Checkpoint, backend: Backend, source: Source, feed: Feed, recipe: Recipe, folder: RunFolder
+) -> tuple[Progress, Ledger]:
+    """Put back weights, optimiser, position, counts and random generators; where the run stands, and its ledger."""
+    state = checkpoint.state
+    stored_frozen = {name: value for name, value in state["recipe"].items() if name.startswith("frozen.")}
+    present_frozen = {name: value for name, value in recipe.items() if name in stored_frozen}
+    require_same(stored_frozen, present_frozen or stored_frozen, str(checkpoint.folder))
+    backend.load(checkpoint.folder / BACKEND)
+    progress = Progress(**state["progress"])
+    source.seek(progress.position)
+    feed.restore(state["counts"])
+    own = checkpoint.folder / generators_file(backend.rank)
+    if state["world_size"] == backend.world_size and own.is_file():
+        restore_generators(own.read_bytes(), backend.device)
+    else:
+        logger.warning(
+            "%s was saved by %d processes and %d go on: dropout, if there is any, takes other numbers",
+            checkpoint.folder,
+            state["world_size"],
+            backend.world_size,
+        )
+        seed_all(progress.step, backend.rank)
+    ledger = Ledger(folder.ledger, checkpoint.ledger_parts, progress.step)
+    if backend.rank == 0:
+        ledger.remove_others()
+        logger.info("going on from step %d of %d", progress.step, progress.num_steps)
+    return progress, ledger
+
+
+def _bring_newer(folder: RunFolder) -> None:
+    """Download the store's newest checkpoint where this machine has none that is as new."""
+    assert folder.remote is not None, "asked only where there is a store"
+    steps = folder.remote.steps()
+    local = folder.checkpoints / folder_name(steps[-1]) if steps else None
+    if local is not None and not (local / "COMMITTED").is_file():
+        logger.warning("%s is not here; it is fetched from %s", local, folder.remote.url)
+        folder.remote.download(steps[-1], folder.checkpoints, folder.ledger)
+
+
+def _without_frozen(recipe: Recipe) -> Recipe:
+    """Frozen networks are compared once they are known."""
+    return {name: value for name, value in recipe.items() if not name.startswith("frozen.")}
+
+
+def cursors_in_use(output_dir: Path) -> list[Cursor]:
+    """What `cong.stream.retain` has to be told, so that every checkpoint that is kept can go on."""
+    return [
+        cursor
+        for checkpoint in committed(output_dir / "checkpoints")
+        for cursor in stream_cursors(checkpoint.state["progress"]["position"])
+    ]

@@ -1,0 +1,243 @@
+"""A training run from its configuration to an exported network: puts the pieces together and hands them to the loop.
+
+Every rank calls `train` with the same configuration. What a run leaves lies in its output folder; a run that was ended
+goes on from there.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cong.config import RunConfig
+from cong.errors import ConfigError
+from cong.models import Tokenizer
+from cong.objectives import FrozenNetwork, Objective, objective
+from cong.telemetry import progress as show_progress
+from cong.train.arithmetic import StepArithmetic
+from cong.train.backend import Backend, BackendFactory
+from cong.train.feed import Feed, fitting_examples
+from cong.train.folder import RunFolder
+from cong.train.loop import Progress, StepReport, run
+from cong.train.monitor import Monitor
+from cong.train.origins import FrozenNetworks, evaluation_examples, open_source
+from cong.train.randomness import seed_all
+from cong.train.recipe import make_recipe
+from cong.train.resuming import find_checkpoint, resume
+from cong.train.saving import Saving
+from cong.train.schedule import learning_rate_share
+from cong.train.source import Source
+from cong.train.stopping import StopRequest
+from cong.train.torch_backend import torch_backend
+from cong.train.trainee import prepare
+from cong.train.validation import Validation, is_held_out
+
+logger = logging.getLogger(__name__)
+
+_SCORED_AT_ONCE = 1024
+"""Examples whose frozen log-probs are computed and stored together."""
+
+Report = Callable[[Mapping[str, float], Path], None]
+"""Told on every rank of every committed checkpoint: the newest numbers, and its folder."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    progress: Progress | None
+    """None: it was asked to stop before its first step."""
+    is_finished: bool
+    """False: it was asked to stop, has saved its work and can go on."""
+    model_folder: Path | None
+    """Where the trained network lies."""
+    metrics: Mapping[str, float]
+    """Of the last step, and of the last evaluation under names that begin with `eval/`."""
+    counts: Mapping[str, int]
+    """Examples that were left out or cut, by reason."""
+
+
+def train(
+    config: RunConfig,
+    make_backend: BackendFactory | None = None,
+    *,
+    report: Report = lambda metrics, folder: None,
+    stop: StopRequest | None = None,
+    is_quiet: bool = False,
+) -> Outcome:
+    """Train as the configuration says, from the newest checkpoint if there is one."""
+    settings = config.train
+    method = _method(config)
+    stop = stop or StopRequest()
+    seed_all(settings.seed, rank=0)  # a new adapter is the same on every rank
+    trainee = prepare(settings, config.models)
+    arithmetic = StepArithmetic(trainee.model, is_recomputed=settings.has_activation_checkpointing)
+    backend = (make_backend or torch_backend(config.models.device))(trainee.model, settings)
+    with ExitStack() as stack:
+        stack.callback(backend.close)
+        folder = stack.enter_context(RunFolder(config, is_first=backend.rank == 0))
+        source = open_source(config, settings.data, method, trainee.network.tokenizer, lambda: stop.is_set)
+        facts = {
+            "network": {"fingerprint": trainee.network.fingerprint},
+            "tokenizer": {"fingerprint": trainee.network.tokenizer.fingerprint},
+            "data": source.identity,
+        }
+        recipe = make_recipe(settings, facts)
+        checkpoint = find_checkpoint(backend, folder, recipe)
+        is_growing = settings.data.kind == "stream" and config.stream.read.follow is not None
+        frozen = FrozenNetworks(config, backend, trainee.network.fingerprint, is_growing=is_growing)
+        feed = _feed(config, backend, source, method, frozen, is_growing=is_growing)
+        validation = _validation(config, backend, source, method, frozen, trainee.network.tokenizer)
+        is_quiet = is_quiet or backend.rank > 0
+        if not is_growing and not _score(source, config, frozen, method, backend, stop, is_quiet=is_quiet):
+            return Outcome(None, False, None, {}, {})
+        frozen.training_begins()
+        recipe |= {f"frozen.{name}": fingerprint for name, fingerprint in frozen.fingerprints.items()}
+        progress = Progress(_num_steps(config, source), source.position)
+        ledger = folder.new_ledger()
+        seed_all(settings.seed, backend.rank)
+        if checkpoint is not None:
+            progress, ledger = resume(checkpoint, backend, source, feed, recipe, folder)
+        monitor = stack.enter_context(folder.monitor(progress, arithmetic, backend, is_quiet=is_quiet))
+        saving = Saving(
+            backend,
+            folder.checkpoints,
+            settings.checkpoints,
+            ledger,
+            recipe,
+            counts=lambda: feed.counts,
+            wants_stop=lambda: stop.is_set,
+            remote=folder.remote,
+            saved_step=progress.step,
+            on_saved=lambda path: report(monitor.numbers, path),
+        )
+        judge = _Judge(validation, monitor, settings.evaluation.every_steps)
+        if checkpoint is None:
+            judge(progress)
+        num_steps, full_rate = progress.num_steps, settings.optimizer.learning_rate
+        progress = run(
+            backend,
+            method,
+            feed,
+            progress,
+            lambda step: full_rate * learning_rate_share(settings.schedule, step, num_steps),
+            [monitor, judge, saving],
+            should_stop=lambda: saving.is_stopping,
+        )
+        saving.save(progress)
+        if (saving.is_stopping or feed.is_interrupted) and progress.step < progress.num_steps:
+            logger.info("stopped as asked at step %d of %d; run again to go on", progress.step, progress.num_steps)
+            return Outcome(progress, False, None, monitor.numbers, feed.counts)
+        judge(progress)
+        counts = {**source.counts, **feed.counts}
+        model_folder = folder.finish(backend, trainee.network, recipe, monitor, progress, counts)
+        return Outcome(progress, True, model_folder, monitor.numbers, counts)
+
+
+class _Judge:
+    """Evaluates every so many steps, and once for each step at most."""
+
+    def __init__(self, validation: Validation | None, monitor: Monitor, every_steps: int) -> None:
+        self._validation = validation
+        self._monitor = monitor
+        self._every_steps = every_steps
+        self._judged_step: int | None = None
+
+    def __call__(self, progress: Progress, report: StepReport | None = None) -> None:
+        is_due = report is None or (self._every_steps and progress.step % self._every_steps == 0)
+        if self._validation is None or not is_due or self._judged_step == progress.step:
+            return
+        self._judged_step = progress.step
+        self._monitor.judged(progress.step, self._validation(progress.share))
+
+
+def _method(config: RunConfig) -> Objective:
+    settings = config.train.objective
+    method = objective(settings.name, **settings.parameters)
+    if method.needs.distribution:
+        raise ConfigError(
+            f"objective {method.name!r} needs the weak model's whole distribution at every token, which no record "
+            "holds; choose one of sft, dpo, cw_dpo, wspo, aux_conf, adapt_conf"
+        )
+    return method
+
+
+def _num_steps(config: RunConfig, source: Source) -> int:
+    """Optimiser steps of the whole run; the last one of an epoch may be smaller."""
+    settings, num_examples = config.train, source.num_examples
+    if num_examples is None:
+        if not settings.max_steps:
+            raise ConfigError(
+                "stream.read.follow is set, so the number of steps is not known, and the learning rate depends on it; "
+                "give train.max_steps or stream.read.max_records"
+            )
+        return settings.max_steps
+    if not num_examples:
+        raise ConfigError(f"there is nothing to train on: no example passes ({dict(source.counts) or 'none was read'})")
+    num_steps = source.num_epochs * math.ceil(num_examples / settings.batches.batch_size)
+    return min(num_steps, settings.max_steps) if settings.max_steps else num_steps
+
+
+def _feed(
+    config: RunConfig, backend: Backend, source: Source, method: Objective, frozen: FrozenNetworks, *, is_growing: bool
+) -> Feed:
+    share = config.train.evaluation.held_out_share
+    return Feed(
+        source,
+        config.train.batches,
+        unit=method.needs.unit,
+        rank=backend.rank,
+        world_size=backend.world_size,
+        frozen_names=method.needs.frozen,
+        frozen=frozen.of(method.needs.frozen),
+        is_held_out=lambda prompt_id: is_held_out(prompt_id, share),
+        # Two ranks may look at a growing stream at different moments.
+        from_first=backend.from_first if is_growing and backend.world_size > 1 else None,
+    )
+
+
+def _validation(
+    config: RunConfig,
+    backend: Backend,
+    source: Source,
+    method: Objective,
+    frozen: FrozenNetworks,
+    tokenizer: Tokenizer,
+) -> Validation | None:
+    """Judged are the first examples that fit; what they are compared with is computed now."""
+    found = evaluation_examples(config, method, tokenizer, source)
+    fitting = fitting_examples(found, config.train.batches, {})
+    if not fitting:
+        if found or config.train.evaluation.held_out_share or config.train.evaluation.data is not None:
+            raise ConfigError(f"train.evaluation asks for examples: {len(found)} are found and none of them fits")
+        return None
+    names: tuple[FrozenNetwork, ...] = (*(name for name in method.needs.frozen if name != "reference"), "reference")
+    return Validation(backend, method, frozen.of(names)(fitting), config.train.batches)
+
+
+def _score(
+    source: Source,
+    config: RunConfig,
+    frozen: FrozenNetworks,
+    method: Objective,
+    backend: Backend,
+    stop: StopRequest,
+    *,
+    is_quiet: bool,
+) -> bool:
+    """Compute what frozen networks say of every example, before the first step; whether it was done to the end."""
+    if not method.needs.frozen:
+        return True
+    attach, batches = frozen.of(method.needs.frozen), config.train.batches
+    with show_progress("frozen log-probs", source.num_examples, unit="examples", is_quiet=is_quiet) as bar:
+        for examples in source.scan(_SCORED_AT_ONCE):
+            attach(fitting_examples(examples, batches, {}))
+            bar.advance(len(examples), computed=frozen.num_computed)
+            wants_stop = torch.tensor([float(stop.is_set)], device=backend.device)
+            if backend.total(wants_stop).item():
+                return False
+    return True

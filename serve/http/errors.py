@@ -1,0 +1,165 @@
+"""Errors as replies: one table from every error that cong raises to a status, a type and a code.
+
+What callers cannot help is told in fixed words: no paths, no stack traces, no text of theirs.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from cong import errors
+from cong.wire import ErrorBody, ErrorType
+
+MAX_MESSAGE_CHARS = 2000
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a class of errors is told."""
+
+    status: int
+    type: ErrorType
+    code: str
+    fixed: str = ""
+    """What is said instead of the error's own message; empty = the message is made for callers."""
+
+
+_INTERNAL = "something is wrong on the server; its log says more under this request id"
+_STORE = (
+    "a sample could not be stored as asked, so it is not answered; try again, what is stored already is not made again"
+)
+
+TABLE: Mapping[type[errors.CongError], Kind] = {
+    errors.RequestError: Kind(422, "invalid_request_error", "invalid_request"),
+    errors.InvalidRequest: Kind(422, "invalid_request_error", "invalid_value"),
+    errors.PromptTooLong: Kind(422, "invalid_request_error", "context_length_exceeded"),
+    errors.NoChatTemplate: Kind(
+        422,
+        "invalid_request_error",
+        "no_chat_template",
+        "messages: the deployment's tokenizer has no usable chat template; give a plain text prompt",
+    ),
+    errors.Unauthenticated: Kind(401, "authentication_error", "invalid_api_key"),
+    errors.Forbidden: Kind(403, "permission_error", "forbidden"),
+    errors.NotFound: Kind(404, "not_found_error", "not_found"),
+    errors.SlowReader: Kind(408, "deadline_error", "slow_reader"),
+    errors.Conflict: Kind(409, "conflict_error", "idempotency_conflict"),
+    errors.Overloaded: Kind(429, "rate_limit_error", "overloaded"),
+    errors.Unavailable: Kind(503, "unavailable_error", "unavailable"),
+    errors.StreamError: Kind(503, "unavailable_error", "not_stored", _STORE),
+    errors.DeadlineExceeded: Kind(408, "deadline_error", "deadline_exceeded"),
+    errors.ConfigError: Kind(500, "server_error", "internal", _INTERNAL),
+    errors.ModelError: Kind(500, "server_error", "internal", _INTERNAL),
+    errors.CheckpointError: Kind(500, "server_error", "internal", _INTERNAL),
+    errors.ServiceError: Kind(500, "server_error", "internal", _INTERNAL),
+    errors.KernelUnavailable: Kind(500, "server_error", "internal", _INTERNAL),
+    errors.EvaluationError: Kind(500, "server_error", "internal", _INTERNAL),
+    errors.MissingExtra: Kind(500, "server_error", "internal", _INTERNAL),
+}
+"""An error is told like the nearest class above it in the tree. The root stands for none: it is not in the table."""
+
+_BY_STATUS: Mapping[int, tuple[ErrorType, str]] = {
+    400: ("invalid_request_error", "bad_request"),
+    404: ("not_found_error", "not_found"),
+    405: ("invalid_request_error", "method_not_allowed"),
+    408: ("deadline_error", "body_timeout"),
+    413: ("invalid_request_error", "body_too_large"),
+    415: ("invalid_request_error", "unsupported_media_type"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error ready to be told."""
+
+    status: int
+    type: ErrorType
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+    headers: Mapping[str, str] | None = None
+
+    def body(self, request_id: str) -> ErrorBody:
+        """As it stands in a reply."""
+        return ErrorBody(
+            message=printable(self.message)[:MAX_MESSAGE_CHARS],
+            type=self.type,
+            param=None if self.param is None else printable(self.param)[:MAX_MESSAGE_CHARS],
+            code=self.code,
+            retry_after_s=self.retry_after_s,
+            request_id=request_id,
+        )
+
+
+def printable(text: str) -> str:
+    """The same text where half a surrogate pair, which no encoding can carry, is replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def problem_of(error: BaseException) -> Problem:
+    """How an error is told; one that nobody foresaw is told in fixed words."""
+    if isinstance(error, errors.CongError):
+        kind = kind_of(type(error)) or TABLE[errors.ConfigError]
+        retry_after_s = getattr(error, "retry_after_s", 1.0 if kind.status == 503 else None)
+        param = getattr(error, "field", None)
+        return Problem(kind.status, kind.type, kind.code, kind.fixed or str(error), param, retry_after_s)
+    if isinstance(error, RequestValidationError):
+        return _validation(error.errors())
+    if isinstance(error, HTTPException):
+        return http_problem(error.status_code, str(error.detail), error.headers)
+    return Problem(500, "server_error", "internal", _INTERNAL)
+
+
+def kind_of(error: type[errors.CongError]) -> Kind | None:
+    """The table's row for a class of errors; None = nobody has thought of it."""
+    return next((TABLE[base] for base in error.__mro__ if base in TABLE), None)
+
+
+def http_problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> Problem:
+    """An error of the protocol itself."""
+    default: tuple[ErrorType, str] = (
+        ("invalid_request_error", "bad_request") if status < 500 else ("server_error", "internal")
+    )
+    kind, code = _BY_STATUS.get(status, default)
+    return Problem(status, kind, code, message, headers=headers)
+
+
+def _validation(found: Sequence[Any]) -> Problem:
+    """Every wrong field by name with what is wrong; what was sent is not repeated."""
+    lines, fields = [], []
+    for problem in found[:10]:
+        field = ".".join(str(part) for part in problem["loc"] if part != "body")
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        fields.append(field)
+        lines.append(f"{field}: {message}" if field else message)
+    if len(found) > 10:
+        lines.append(f"and {len(found) - 10} more")
+    return Problem(422, "invalid_request_error", "invalid_value", "; ".join(lines), fields[0] if fields else None)
+
+
+class ErrorResponse(Response):
+    """A problem as a reply; leaves its code in the request's state, where it is counted."""
+
+    media_type = "application/json"
+
+    def __init__(self, problem: Problem, request_id: str) -> None:
+        self.problem = problem
+        headers = dict(problem.headers or {})
+        if problem.retry_after_s is not None:
+            headers["retry-after"] = str(math.ceil(problem.retry_after_s))
+        if problem.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        content = json.dumps({"error": problem.body(request_id).model_dump(mode="json")})
+        super().__init__(content, problem.status, headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["error_code"] = self.problem.code
+        await super().__call__(scope, receive, send)

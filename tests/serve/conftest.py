@@ -1,0 +1,24 @@
+"""One Serve instance for the tests of this folder."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .application import Deployed
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def deployed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """Serve on a port of its own; each module deploys what it needs."""
+    application = Deployed(Path(tmp_path_factory.mktemp("serve")), free_port())
+    yield application
+    application.stop()

@@ -1,0 +1,111 @@
+"""The application with a real engine behind it: in process, or on a real server on this machine."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import uvicorn
+
+from cong.config.service import ServiceConfig
+from cong.engine import Engine, EngineProtocol
+from cong.schemas import SamplingParameters
+from cong.service import Archive, SampleService, facts_of
+from serve.http import create_app
+from tests.engine.conftest import World
+from tests.service.serving import DEFAULTS, ENGINE, pair, serving
+
+BASE_URL = "http://cong.test"
+
+
+@dataclass
+class Hosted:
+    """An application and ways to it."""
+
+    client: httpx.AsyncClient
+    service: SampleService
+    app: Any
+
+
+@asynccontextmanager
+async def hosting(
+    world: World,
+    engine: EngineProtocol | None = None,
+    archive: Archive | None = None,
+    defaults: SamplingParameters = DEFAULTS,
+    headers: dict[str, str] | None = None,
+    **config: Any,
+) -> AsyncIterator[Hosted]:
+    """The application in this process."""
+    async with serving(world, engine, archive, defaults, **config) as service:
+        app = create_app(lambda: service, service.config)
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url=BASE_URL, headers=headers, timeout=30.0) as client:
+            yield Hosted(client, service, app)
+
+
+@contextmanager
+def server(
+    world: World,
+    engine: EngineProtocol | None = None,
+    archive: Archive | None = None,
+    defaults: SamplingParameters = DEFAULTS,
+    **config: Any,
+) -> Iterator[tuple[str, SampleService]]:
+    """The application on a real server on this machine; its address and its service."""
+    networks = pair(world)
+    inner = engine or Engine(networks, ENGINE, writer="test")
+    settings = ServiceConfig(**({"drain_s": 5.0, "may_store_prompts": archive is not None} | config))
+    service = SampleService(inner, facts_of(networks, 160, defaults), settings, archive)
+    app = create_app(lambda: service, settings, owns_service=True)
+    listening = socket.create_server(("127.0.0.1", 0))
+    running = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        started_s = time.monotonic()
+        while not running.started:
+            assert time.monotonic() - started_s < 20.0, "the server does not start"
+            assert thread.is_alive(), "the server has failed"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", service
+    finally:
+        running.should_exit = True
+        thread.join(20.0)
+        listening.close()
+        assert not thread.is_alive(), "the server does not stop"
+
+
+def wait_until(is_so: Any, limit_s: float = 10.0) -> float:
+    """Wait until something is so in a server's process; how long it took."""
+    started_s = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - started_s < limit_s, f"not so within {limit_s} s"
+        time.sleep(0.005)
+    return time.monotonic() - started_s
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    """Events of an answer in lines."""
+    return [json.loads(line) for line in text.splitlines() if line]
+
+
+def sse(text: str) -> list[str]:
+    """Data of server-sent events."""
+    return [part.removeprefix("data: ") for part in text.split("\n\n") if part.startswith("data: ")]
+
+
+async def nothing_left(service: SampleService) -> None:
+    """Every seat is free again."""
+    for _ in range(400):
+        health = service.health()
+        if health.num_running == health.num_waiting == 0:
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"still busy: {service.health()}")

@@ -1,0 +1,123 @@
+"""Thousands of requests made from the description of the API, good and bad: what comes back is what it promises."""
+
+import gc
+from collections import Counter
+from typing import Any
+
+import hypothesis
+import psutil
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from cong.schemas import SamplingParameters
+from tests.engine.conftest import World
+from tests.serve.http.hosting import server, wait_until
+
+NUM_CASES = 2000
+MAX_GROWTH_BYTES = 50 << 20
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+
+
+NARROWER = {
+    # What this deployment takes less of than the description allows.
+    "method",
+    "method_parameters",
+    "store",
+    "weights",
+    "network_temperatures",
+    "exempt_token_ids",
+    "stop_token_ids",
+    "max_tokens",
+    "max_completion_tokens",
+    "min_tokens",
+    "n",
+    "best_of",
+    "num_samples",
+    "deadline_s",
+}
+
+
+def eased(value: Any) -> Any:
+    """The same without what this deployment would refuse for reasons of its own."""
+    if isinstance(value, dict):
+        kept = {name: eased(inner) for name, inner in value.items() if name not in NARROWER}
+        return {**kept, "model": "cong"} if isinstance(value.get("model"), str) else kept
+    if isinstance(value, list):
+        return [eased(inner) for inner in value[:2]]
+    return value
+
+
+def try_one(operation: Any, mode: GenerationMode, session: requests.Session, num_examples: int, seed: int) -> list[int]:
+    """Ask one operation so often; the statuses that came back, each reply checked."""
+    statuses: list[int] = []
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=num_examples,
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case: Any) -> None:
+        if mode is GenerationMode.POSITIVE and len(statuses) % 4:
+            case.body = eased(case.body)
+        response = case.call(session=session, timeout=30)
+        statuses.append(response.status_code)
+        case.validate_response(response, checks=CHECKS)
+
+    ask()
+    return statuses
+
+
+def try_all(schema: Any, session: requests.Session, num_examples: int, seed: int) -> Counter[int]:
+    """Ask every operation, with good bodies and with bad ones where it takes any."""
+    seen: Counter[int] = Counter()
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if operation.body:
+            for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+                seen.update(try_one(operation, mode, session, num_examples, seed))
+        else:
+            seen.update(try_one(operation, GenerationMode.POSITIVE, session, 10, seed))
+    return seen
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_two_thousand_requests_break_nothing_and_leave_nothing(world: World) -> None:
+    process = psutil.Process()
+    defaults = SamplingParameters(max_tokens=2)
+    limits = {"max_new_tokens": 4, "max_samples": 8, "max_total_tokens": 100, "max_idempotent_answers": 10}
+    with server(world, defaults=defaults, **limits) as (address, service), requests.Session() as session:
+        schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
+        seen = try_all(schema, session, NUM_CASES // 32, seed=1)
+        gc.collect()
+        before_bytes = process.memory_info().rss
+        seen += try_all(schema, session, NUM_CASES // 8, seed=2)
+        gc.collect()
+        growth_bytes = process.memory_info().rss - before_bytes
+        wait_until(lambda: service.health().num_running == service.health().num_waiting == 0)
+        assert service.health().status == "ok"
+    assert seen.total() >= NUM_CASES
+    assert seen[200] >= NUM_CASES // 20, seen
+    assert seen[422] >= NUM_CASES // 20, seen
+    assert not [status for status in seen if status >= 500], seen
+    assert growth_bytes < MAX_GROWTH_BYTES, f"{growth_bytes >> 20} MiB"

@@ -1,0 +1,252 @@
+"""`/sample` and `/score` over HTTP: the same as without, as one document or as events with a known end."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cong.wire import EVENT_STREAM, NDJSON, ErrorReply, SampleCall, SampleReply, ScoreReply
+from serve.http.encoding import wants_event_stream
+from tests.engine.conftest import World
+from tests.serve.http.hosting import Hosted, hosting, lines, sse
+from tests.service.serving import Troubled, expected, folder_store, make_engine, open_archive, run, stored
+
+
+def test_a_document_holds_what_the_engine_makes(world: World) -> None:
+    body = {
+        "prompts": ["hello", {"text": "good day", "prompt_id": "mine"}],
+        "num_samples": 3,
+        "parameters": {"alpha": 0.2, "max_tokens": 10, "seed": 5},
+    }
+
+    async def main() -> None:
+        async with hosting(world) as hosted:
+            replies = await asyncio.gather(*(hosted.client.post("/sample", json=body) for _ in range(4)))
+            wanted = expected(world, SampleCall.model_validate(body))
+            for number, response in enumerate(replies):
+                assert response.status_code == 200
+                reply = SampleReply.model_validate_json(response.content)
+                found = [sample.record for sample in reply.samples]
+                assert [r.completion_token_ids for r in found] == [r.completion_token_ids for r in wanted]
+                assert [r.prompt for r in found] == [r.prompt for r in wanted]
+                assert reply.request_id == response.headers["x-request-id"], number
+            assert found[3].prompt.prompt_id == "mine"
+
+    run(main())
+
+
+@pytest.mark.parametrize("form", ["tokens", "samples"])
+@pytest.mark.parametrize("accept", [NDJSON, EVENT_STREAM])
+def test_a_stream_tells_the_same_and_ends_with_its_last_event(world: World, form: str, accept: str) -> None:
+    body: dict[str, Any] = {"prompts": ["hello", "so"], "num_samples": 2, "stream": form}
+
+    async def main() -> None:
+        async with hosting(world) as hosted:
+            whole = (await hosted.client.post("/sample", json={**body, "stream": "none"})).json()
+            response = await hosted.client.post("/sample", json=body, headers={"accept": accept})
+            assert response.status_code == 200
+            assert response.headers["content-type"] == accept
+            found = response.text
+            events = lines(found) if accept == NDJSON else [json.loads(data) for data in sse(found)]
+            *told, end = events
+            assert end == {
+                "event": "end",
+                "request_id": response.headers["x-request-id"],
+                "num_samples": 4,
+                "usage": whole["usage"],
+                "error": None,
+            }
+            samples = {
+                (event["prompt_index"], event["sample"]["record"]["sample_index"]): event["sample"]
+                for event in told
+                if event["event"] == "sample"
+            }
+            texts = [samples[place]["record"]["completion_text"] for place in sorted(samples)]
+            assert texts == [sample["record"]["completion_text"] for sample in whole["samples"]]
+            tokens = [event for event in told if event["event"] == "token"]
+            assert bool(tokens) == (form == "tokens")
+            for place, sample in samples.items():
+                mine = [token for token in tokens if (token["prompt_index"], token["sample_index"]) == place]
+                if mine:
+                    assert "".join(token["text"] for token in mine) == sample["record"]["completion_text"]
+                    assert [token["token_id"] for token in mine] == sample["record"]["completion_token_ids"]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_event_stream"),
+    [
+        ("", False),
+        ("*/*", False),
+        (NDJSON, False),
+        (EVENT_STREAM, True),
+        ("Text/Event-Stream; q=0.9, */*", True),
+        (f"{NDJSON}, {EVENT_STREAM}", False),
+        (f"{EVENT_STREAM}, {NDJSON}", True),
+    ],
+)
+def test_lines_are_the_rule_and_server_sent_events_on_demand(accept: str, is_event_stream: bool) -> None:
+    assert wants_event_stream(accept) == is_event_stream
+
+
+def test_scores_come_in_the_order_of_the_items(world: World) -> None:
+    async def main() -> None:
+        async with hosting(world) as hosted:
+            items = [{"prompt": {"text": "hello"}, "completion_text": text} for text in ("abc", "d", "ef")]
+            response = await hosted.client.post("/score", json={"items": items})
+            reply = ScoreReply.model_validate_json(response.content)
+            assert [len(item.score.completion_token_ids) for item in reply.items] == [3, 1, 2]
+            assert all(item.implicit_reward_sum is not None for item in reply.items)
+            single = (await hosted.client.post("/score", json={"items": items[:1]})).json()["items"][0]
+            assert single["implicit_reward_sum"] == pytest.approx(reply.items[0].implicit_reward_sum, abs=1e-4)
+
+    run(main())
+
+
+async def refused(hosted: Hosted, status: int, body: Any, path: str = "/sample", **options: Any) -> ErrorReply:
+    response = await hosted.client.post(path, json=body, **options)
+    assert response.status_code == status, response.text
+    reply = ErrorReply.model_validate_json(response.content)
+    assert reply.error.request_id == response.headers["x-request-id"]
+    return reply
+
+
+def test_each_refusal_has_its_status_its_field_and_its_time(world: World) -> None:
+    async def main() -> None:
+        engine = Troubled(make_engine(world))
+        async with hosting(world, engine, max_samples=4, max_waiting=4, max_total_tokens=60) as hosted:
+            found = await refused(hosted, 422, {"prompt": "a", "parameters": {"top_p": 0}})
+            assert (found.error.type, found.error.param) == ("invalid_request_error", "parameters.top_p")
+            found = await refused(hosted, 422, {"prompt": "a", "parameters": {"max_tokens": 61}})
+            assert found.error.param == "parameters.max_tokens"
+            found = await refused(hosted, 422, {"prompt": "a" * 61})
+            assert found.error.code == "context_length_exceeded"
+            found = await refused(hosted, 422, {"prompt": "a", "prompts": ["b"]})
+            assert "give prompt or prompts, not both" in found.error.message
+            found = await refused(hosted, 403, {"prompt": "a", "store": "local"})
+            assert found.error.type == "permission_error"
+            found = await refused(hosted, 422, {"prompt": {"messages": []}})
+            found = await refused(hosted, 422, {"prompt": "a", "num_samples": 5})
+            assert found.error.param == "num_samples"
+
+            engine.may_go_on.clear()
+            running = asyncio.ensure_future(hosted.client.post("/sample", json={"prompt": "a", "num_samples": 4}))
+            await asyncio.sleep(0.05)
+            for stream in ("none", "tokens"):
+                response = await hosted.client.post("/sample", json={"prompt": "a", "stream": stream})
+                assert response.status_code == 429
+                assert int(response.headers["retry-after"]) >= 1
+                assert response.json()["error"]["retry_after_s"] >= 1.0
+            engine.may_go_on.set()
+            assert (await running).status_code == 200
+            assert hosted.service.meter.value("cong_requests_refused_total", "overloaded") == 2
+            assert hosted.service.meter.value("cong_requests_refused_total", "invalid_value") == 5
+
+    run(main())
+
+
+def test_an_error_behind_the_first_byte_stands_in_the_last_event(world: World) -> None:
+    async def main() -> None:
+        engine = Troubled(make_engine(world))
+        engine.step_s = 0.01
+        async with hosting(world, engine) as hosted:
+            body = {"prompt": "hello", "stream": "tokens", "parameters": {"max_tokens": 100, "ignore_eos": True}}
+            asking = [
+                asyncio.ensure_future(hosted.client.post(path, json=sent))
+                for path, sent in (
+                    ("/sample", body),
+                    (
+                        "/v1/completions",
+                        {"model": "cong", "prompt": "hello", "max_tokens": 100, "stream": True, "ignore_eos": True},
+                    ),
+                )
+            ]
+            while hosted.service.health().num_steps < 10:
+                await asyncio.sleep(0.01)
+            engine.failure = RuntimeError("the device is gone, at /secret/path")
+            ours, openai = await asyncio.gather(*asking)
+            *tokens, end = lines(ours.text)
+            assert len(tokens) > 3
+            assert end["event"] == "end"
+            assert end["error"]["type"] == "unavailable_error"
+            *chunks, last = sse(openai.text)
+            assert len(chunks) > 3
+            assert json.loads(last)["error"]["type"] == "unavailable_error"
+            assert "secret" not in ours.text + openai.text
+            health = await hosted.client.get("/health")
+            assert (health.status_code, health.json()["status"]) == (503, "broken")
+            await refused(hosted, 503, {"prompt": "a"})
+
+    run(main())
+
+
+def test_a_stored_sample_is_in_the_stream_when_its_event_comes(world: World, tmp_path: Path) -> None:
+    store = folder_store(tmp_path)
+
+    async def main() -> None:
+        async with hosting(world, archive=open_archive(store)) as hosted:
+            body = {"prompt": "hello", "num_samples": 2, "store": "local", "parameters": {"seed": 3}}
+            first = (await hosted.client.post("/sample", json=body)).json()
+            assert {record.key for record in stored(store)} == {s["record"]["key"] for s in first["samples"]}
+            again = (await hosted.client.post("/sample", json=body)).json()
+            assert [s["record"] for s in again["samples"]] == [s["record"] for s in first["samples"]]
+            assert all(s["is_duplicate"] for s in again["samples"])
+            chat = {"model": "cong", "prompt": "hello", "seed": 9, "store": True, "max_tokens": 3}
+            assert (await hosted.client.post("/v1/completions", json=chat)).status_code == 200
+            assert len(stored(store)) == 3
+
+    run(main())
+
+
+def test_a_disk_that_fails_is_a_503_without_a_path(world: World) -> None:
+    from cong.lab.disk import SimulatedDisk
+    from cong.stream.store import LocalStore
+
+    disk = SimulatedDisk()
+
+    async def main() -> None:
+        async with hosting(world, archive=open_archive(LocalStore("/secret", disk))) as hosted:
+            disk.capacity = disk.num_bytes
+            body = {"prompt": "hello", "store": "local"}
+            found = await refused(hosted, 503, body)
+            assert found.error.code == "not_stored"
+            assert "secret" not in found.model_dump_json()
+            response = await hosted.client.post("/sample", json={**body, "stream": "samples"})
+            assert lines(response.text)[-1]["error"]["code"] == "not_stored"
+            disk.capacity = None
+            assert (await hosted.client.post("/sample", json=body)).status_code == 200
+
+    run(main())
+
+
+def test_an_idempotency_key_makes_five_tries_one_request(world: World) -> None:
+    async def main() -> None:
+        async with hosting(world) as hosted:
+            for path, body in (
+                ("/sample", {"prompt": "hello", "num_samples": 2}),
+                ("/v1/completions", {"model": "cong", "prompt": "hello"}),
+                ("/v1/chat/completions", {"model": "cong", "messages": [{"role": "user", "content": "hello"}]}),
+            ):
+                headers = {"idempotency-key": f"one for {path}"}
+                tries = [await hosted.client.post(path, json=body, headers=headers) for _ in range(5)]
+                texts = {str(one.json().get("samples") or one.json()["choices"]) for one in tries}
+                assert len(texts) == 1, path
+                other = await hosted.client.post(path, json={**body, "deadline_s": 5.0}, headers=headers)
+                assert (other.status_code, other.json()["error"]["type"]) == (409, "conflict_error")
+            finished = hosted.service.meter.value
+            assert (
+                finished("cong_request_finished_total", "stop") + finished("cong_request_finished_total", "length") == 4
+            )
+            body = {"prompt": "hello", "stream": "tokens"}
+            streams = [
+                (await hosted.client.post("/sample", json=body, headers={"idempotency-key": "s"})).text.splitlines()[
+                    :-1
+                ]
+                for _ in range(2)
+            ]
+            assert streams[0] == streams[1]
+
+    run(main())

@@ -1,0 +1,129 @@
+"""`python -m serve`: checks without starting, starts what it says, stops all that it started."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Timer
+
+import psutil
+import pytest
+
+from cong.client import Client
+from cong.schemas import SamplingParameters
+from serve.__main__ import DEFAULT_FILE, build_parser, main
+
+from ..test_house import ROOT
+from .application import eventually
+from .conftest import free_port
+
+LAB = str(DEFAULT_FILE)
+CLUSTER = str(DEFAULT_FILE.with_name("config.yaml"))
+
+
+@pytest.mark.parametrize("path", [LAB, CLUSTER])
+def test_a_dry_run_shows_what_it_resolves_to(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", path, "--dry-run", "--set", "engine.max_running=33", "--port", "8111"]) == 0
+    shown = capsys.readouterr().out
+    assert "http://127.0.0.1:8111" in shown
+    assert "max_running: 33" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "there are no keys"),
+        (["--set", "engine.max_runing=3"], "the nearest known one is 'engine.max_running'"),
+        (["--config", "no/such.yaml"], "cannot read no/such.yaml"),
+        (["--set", "nonsense"], "write it as section.key=value"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_starts(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+    assert main(arguments) == 2
+    assert "starting" not in capsys.readouterr().out
+
+
+def test_a_host_that_others_reach_is_taken_with_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--host", "0.0.0.0", "--set", f"service.api_keys_file={tmp_path / 'keys'}", "--dry-run"]) == 0
+    assert "0.0.0.0" not in capsys.readouterr().out.splitlines()[0], "the address shown is one to connect to"
+
+
+def test_the_help_names_every_option_and_the_cluster_s_way(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--help"])
+    shown = capsys.readouterr().out
+    for word in ("--config", "--set", "--host", "--dry-run", "Ctrl-C", "serve deploy serve/config.yaml"):
+        assert word in shown
+
+
+@contextmanager
+def running(*arguments: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process and a folder of its own, ended with all that it started whatever happens."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    # Reading waits for lines; this ends the wait where none comes.
+    guard = Timer(150.0, process.kill)
+    guard.start()
+    try:
+        yield process
+    finally:
+        guard.cancel()
+        below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        for one in below:
+            one.kill()
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def lines_until(process: subprocess.Popen[str], word: str) -> list[str]:
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if word in line:
+            return lines
+    pytest.fail(f"it ended without {word!r}:\n{''.join(lines)}")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_it_serves_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    port = free_port()
+    with running("--port", str(port), "--num-cpus", "2", folder=tmp_path) as process:
+        told = "".join(lines_until(process, "ready"))
+        assert re.search(r"aligned +strong_base .*0\.34 million parameters, fingerprint w1-\w+", told)
+        assert re.search(r"memory +[\d,]+ MiB", told)
+        assert f"curl -s http://127.0.0.1:{port}/sample" in told
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(started) > 3
+        with Client(f"http://127.0.0.1:{port}") as client:
+            reply = client.sample("Sdbgaf=", parameters=SamplingParameters(max_tokens=4), store="local")
+        assert reply.samples[0].stored == "local"
+        began_s = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        said = "".join(lines_until(process, "stopped"))
+        assert "were cut" not in said, f"nothing was in flight, and it took {time.monotonic() - began_s:.0f} s"
+        assert process.wait(timeout=60.0) == 0
+    eventually(lambda: not any(one.is_running() for one in started), "every process that it started has ended")
+    # Draining closes the stream: its lane says that it is complete.
+    assert list((tmp_path / "runs" / "serve" / "stream" / "writers").glob("*.closed"))
+    assert not list(tmp_path.glob(".ray/*")), "no token in the home folder"

@@ -1,0 +1,143 @@
+"""Parts of a running service die or get stuck; callers notice no more than they must, and everything comes back."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cong.config.stream import ReadSettings
+from cong.errors import ServiceError
+from cong.schemas import SamplingParameters
+from cong.stream import StreamReader, open_store
+
+from .application import Deployed, eventually
+from .faults import BLOCK_ENGINE, DIE_BEFORE_REPLY
+from .load import under_load
+
+pytestmark = pytest.mark.ray
+
+BUILDER = "tests.serve.faults:build"
+LONG = SamplingParameters(max_tokens=48, min_tokens=48, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def service(deployed: Deployed) -> Deployed:
+    deployed.deploy(import_path=BUILDER, num_replicas=2)
+    return deployed
+
+
+@pytest.fixture(autouse=True)
+def two_replicas(service: Deployed) -> None:
+    """Where an earlier test killed one, the next begins with two again."""
+    eventually(lambda: len(service.replicas()) == 2, "two replicas")
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_replica_that_is_killed_hurts_only_what_it_was_answering(service: Deployed) -> None:
+    before = service.replicas()
+    victim = next(iter(before))
+    with service.http() as http, under_load(http) as load:
+        load.wait_for(10)
+        num_in_flight = load.num_in_flight
+        service.kill(before[victim])
+        load.wait_for(10)
+        eventually(lambda: len(service.replicas()) == 2 and victim not in service.replicas(), "two replicas again")
+        load.wait_for(10)
+    assert len(load.failures) <= num_in_flight, load.failures
+
+
+def test_without_the_controller_every_request_is_answered(service: Deployed) -> None:
+    before = service.replicas()
+    controller = service.details()["controller_info"]["actor_id"]
+    with service.http() as http, under_load(http) as load:
+        load.wait_for(10)
+        service.kill(pid_of(service, "SERVE_CONTROLLER"))
+        load.wait_for(20)
+        eventually(lambda: answers(lambda: service.replicas() == before), "a controller that knows the replicas")
+    assert load.failures == []
+    assert service.details()["controller_info"]["actor_id"] == controller
+
+
+def test_a_proxy_that_is_killed_is_replaced(service: Deployed) -> None:
+    with service.http() as http, under_load(http) as load:
+        load.wait_for(10)
+        service.kill(pid_of(service, "SERVE_PROXY"))
+        eventually(lambda: bool(load.failures), "a request that found nobody")
+        eventually(service.is_answering, "an answer")
+        num_before = len(load.outcomes)
+        load.wait_for(20)
+    failures = load.failures
+    outage_s = max(one.ended_s for one in failures) - min(one.began_s for one in failures)
+    print(f"outage without a proxy: {outage_s:.1f} s")
+    assert any(not one.is_failure for one in load.outcomes[num_before:])
+    # Serve's own settings leave callers alone for half a minute.
+    assert outage_s < 20.0
+
+
+def pid_of(service: Deployed, name: str) -> int:
+    """The process of one of Serve's own actors."""
+    import ray
+
+    actor = service.actor(name)
+    pid: int = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+    return pid
+
+
+def answers(ask: Callable[[], bool]) -> bool:
+    """Whether the controller is there and says so."""
+    import ray
+
+    try:
+        return ask()
+    except ray.exceptions.RayError:
+        return False
+
+
+def test_a_stream_that_breaks_is_never_taken_for_a_finished_one(service: Deployed) -> None:
+    before = service.replicas()
+    seen = []
+    with service.client(max_tries=1) as client, pytest.raises(ServiceError):
+        for event in client.stream("Sdbgaf=", form="tokens", num_samples=512, parameters=LONG):
+            if not seen:
+                for pid in before.values():
+                    service.kill(pid)
+            seen.append(event)
+    assert seen
+    assert not [event for event in seen if event.event == "end"]
+    eventually(lambda: len(service.replicas()) == 2 and not set(service.replicas()) & set(before), "two new replicas")
+
+
+def test_a_sample_that_was_stored_before_its_replica_died_is_not_made_twice(service: Deployed) -> None:
+    before = service.replicas()
+    parameters = SamplingParameters(max_tokens=12, seed=4711)
+    with service.fault(DIE_BEFORE_REPLY), service.client() as client:
+        reply = client.sample("Sdbgaf=", parameters=parameters, store="local")
+    (sample,) = reply.samples
+    assert sample.is_duplicate, "the second try found what the first had stored"
+    kept = StreamReader(open_store(str(service.stream)), ReadSettings(is_deduplicated=False)).records()
+    assert [record for record in kept if record.key == sample.record.key] == [sample.record]
+    eventually(lambda: set(service.replicas()) != set(before) and len(service.replicas()) == 2, "a new replica")
+
+
+def test_a_replica_with_a_stuck_engine_is_replaced(service: Deployed) -> None:
+    before = service.replicas()
+    with service.fault(BLOCK_ENGINE) as fault, service.http() as http, ThreadPoolExecutor(1) as pool:
+        call = pool.submit(http.post, "/sample", json={"prompt": "Sdbgaf=", "parameters": {"max_tokens": 4}})
+        (taken,) = eventually(lambda: list(fault.parent.glob(f"{BLOCK_ENGINE}.*")), "an engine that is stuck")
+        stuck = int(taken.suffix[1:])
+        assert stuck in before.values()
+        eventually(lambda: is_gone(stuck), "the stuck replica is gone", limit_s=60.0)
+        eventually(lambda: len(service.replicas()) == 2, "two replicas")
+        assert stuck not in service.replicas().values()
+        assert call.result(timeout=30.0).status_code != 200
+    with service.client() as client:
+        assert client.sample("Sdbgaf=", parameters=SamplingParameters(max_tokens=4)).samples

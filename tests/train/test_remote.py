@@ -1,0 +1,86 @@
+"""Checkpoints on an object store: complete or not there, and a machine without a disk of its own goes on from them."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from cong.errors import CheckpointError
+from cong.train.remote import RemoteCheckpoints
+from cong.train.run import train
+from tests.train.test_resume import require_equal_runs, stop_after_checkpoints
+from tests.train.worlds import run_config
+
+KEYS = {"key": "testing", "secret": "testing"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def store(server: str) -> dict[str, Any]:
+    """An empty bucket, and how it is reached."""
+    client = boto3.client(
+        "s3", endpoint_url=server, aws_access_key_id="testing", aws_secret_access_key="testing", region_name="us-east-1"
+    )
+    client.create_bucket(Bucket="checkpoints")
+    for item in client.list_objects_v2(Bucket="checkpoints").get("Contents", []):
+        client.delete_object(Bucket="checkpoints", Key=item["Key"])
+    return {"upload": "s3://checkpoints/run", "storage_options": {**KEYS, "endpoint_url": server}}
+
+
+def test_another_machine_goes_on_from_the_store(root: Path, store: dict[str, Any]) -> None:
+    settings = {"checkpoints": {"every_steps": 2, "every_s": 0, **store}}
+    unbroken = run_config(root, output_dir=root / "unbroken")
+    broken = run_config(root, settings, output_dir=root / "broken")
+    train(unbroken, is_quiet=True)
+    stop_after_checkpoints(broken, 2)
+    (broken.output_dir / "metrics.jsonl").rename(root / "kept.jsonl")
+    shutil.rmtree(broken.output_dir)
+    broken.output_dir.mkdir()
+    (root / "kept.jsonl").rename(broken.output_dir / "metrics.jsonl")
+    train(broken, is_quiet=True)
+    require_equal_runs(unbroken, broken)
+    assert RemoteCheckpoints(store["upload"], store["storage_options"]).steps() == [6, 7]
+
+
+def test_what_has_no_marker_is_not_there(root: Path, store: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    settings = {"checkpoints": {"every_steps": 2, "every_s": 0, **store}}
+    config = run_config(root, settings)
+    stop_after_checkpoints(config, 2)
+    remote = RemoteCheckpoints(store["upload"], store["storage_options"])
+    assert remote.steps() == [4, 5]
+    remote._files.rm_file(remote._at("step-00000005.committed"))
+    shutil.rmtree(config.output_dir)
+    assert train(config, is_quiet=True).is_finished
+    assert "step-00000004 is not here; it is fetched from" in caplog.text
+
+
+def test_damaged_bytes_on_the_store_are_refused(root: Path, store: dict[str, Any]) -> None:
+    config = run_config(root, {"checkpoints": {"every_steps": 2, "every_s": 0, **store}})
+    stop_after_checkpoints(config, 2)
+    remote = RemoteCheckpoints(store["upload"], store["storage_options"])
+    path = remote._at("step-00000005/backend/weights.safetensors")
+    content = bytearray(remote._files.cat_file(path))
+    content[100] ^= 1
+    remote._files.pipe_file(path, bytes(content))
+    shutil.rmtree(config.output_dir)
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors is not what was written"):
+        train(config, is_quiet=True)
+
+
+def test_a_store_that_cannot_be_reached_is_named(root: Path) -> None:
+    options = {**KEYS, "endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 1}}}
+    unreachable = {"upload": "s3://nowhere/run", "storage_options": options}
+    with pytest.raises(CheckpointError, match="cannot list s3://nowhere/run"):
+        train(run_config(root, {"checkpoints": unreachable}), is_quiet=True)

@@ -1,0 +1,148 @@
+"""`cong train`: what it reads, what it leaves, and what it refuses before anything is loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cong.cli import main
+from cong.config import RunConfig, dump_config, load_config
+from cong.config.train import TrainConfig
+from cong.errors import ConfigError, MissingExtra
+from cong.train.metrics import read_metrics
+from cong.train.run import train
+from tests.train.worlds import network_folder, run_config, sample, write_samples
+
+
+def command(root: Path, *more: str, **sections: Any) -> list[str]:
+    file = root / "run.yaml"
+    file.write_text(dump_config(run_config(root, **sections)))
+    return ["train", "--config", str(file), *more]
+
+
+def test_a_run_leaves_its_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_settings = {"logging": {"has_plots": True, "has_tensorboard": True}, "evaluation": {"held_out_share": 0.2}}
+    assert main(command(root, train=train_settings)) == 0
+    run = root / "run"
+    assert "trained for 7 steps (held_out" in capsys.readouterr().err
+    assert {path.name for path in run.iterdir()} == {
+        *("config.yaml", "environment.json", "run.lock", "metrics.jsonl", "tensorboard", "curves.svg"),
+        *("checkpoints", "ledger", "model", "summary.json"),
+    }
+    assert load_config(RunConfig, [run / "config.yaml"]).train.evaluation.held_out_share == 0.2
+    assert {"cong", "torch", "transformers", "python"} <= json.loads((run / "environment.json").read_text()).keys()
+    lines = list(read_metrics(run / "metrics.jsonl"))
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 8))
+    assert [line["step"] for line in lines if "eval/loss" in line] == [0, 7]
+    for line in steps:
+        assert line["tokens_per_s"] > 0
+        assert line["grad_norm"] > 0
+        assert line["arithmetic_share"] > 0
+        assert line["num_tokens"] > 0
+    assert steps[-1]["progress"] == 1.0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["bottleneck"] in ("data", "compute")
+    assert summary["counts"]["held_out"] > 0
+    assert (run / "curves.svg").read_text().lstrip().startswith("<?xml")
+    assert list((run / "tensorboard").glob("events*"))
+
+
+def test_the_loss_goes_down(root: Path) -> None:
+    outcome = train(run_config(root, {"num_epochs": 6, "evaluation": {"held_out_share": 0.2}}), is_quiet=True)
+    judged = [line["eval/loss"] for line in read_metrics(root / "run" / "metrics.jsonl") if "eval/loss" in line]
+    assert judged[-1] < 0.8 * judged[0]
+    assert outcome.metrics["eval/implicit_reward"] > 0
+
+
+def test_a_dry_run_prints_the_configuration_and_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(root, "--dry-run", "--set", "train.num_epochs=3")) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["train"]["num_epochs"] == 3
+    assert not (root / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.backend=deepspeed", "needs several processes"),
+        ("train.objective.name=spo", "objective 'spo' is not known"),
+        ("train.objective.parameters={beta: 2}", "has no parameter 'beta'"),
+        ("train.objective.name=soft_labels", "the weak model's whole distribution"),
+        ("train.objective.name=dpo", "is trained on pairs and the kind of its data is 'stream'"),
+        ("train.data.kind=pairs", "path is empty"),
+        ("train.data.kind=joined", "is trained on single responses"),
+        ("train.batchs.batch_size=3", "'train.batches'"),
+        ("train.optimizer.beta1=1.5", "train.optimizer.beta1 is 1.5"),
+        ("train.evaluation.held_out_share=0.7", "less than or equal to 0.5"),
+        ("train.network.source=nowhere/at/all", "does not exist"),
+        ("stream.location=nowhere", "there is no stream at nowhere"),
+        ("stream.read.filter.min_tokens=1000", "no example passes"),
+        ("stream.read.follow={}", "give train.max_steps or stream.read.max_records"),
+        ("train.evaluation.max_examples=0", "greater than or equal to 1"),
+    ],
+)
+def test_what_is_wrong_is_named_and_ends_with_2(
+    root: Path, capsys: pytest.CaptureFixture[str], setting: str, message: str
+) -> None:
+    assert main(command(root, "--set", setting)) == 2
+    assert message in capsys.readouterr().err
+    assert not (root / "run" / "checkpoints").exists()
+
+
+def test_a_growing_stream_is_read_once_and_judged_on_data_of_its_own(root: Path) -> None:
+    read = {"follow": {"idle_timeout_s": 1.0, "poll_s": 0.01}, "max_records": 12}
+    stream = {"location": str(root / "stream"), "read": read}
+    with pytest.raises(ConfigError, match="read once"):
+        train(run_config(root, {"num_epochs": 2}, stream=stream), is_quiet=True)
+    with pytest.raises(ConfigError, match=r"train\.evaluation\.data"):
+        train(run_config(root, {"evaluation": {"held_out_share": 0.1}}, stream=stream), is_quiet=True)
+    write_samples(root / "judged", (sample(number) for number in range(60, 70)), "w")
+    own = {"evaluation": {"data": {"kind": "stream", "path": str(root / "judged")}, "max_examples": 5}}
+    outcome = train(run_config(root, own, stream=stream), is_quiet=True)
+    assert outcome.is_finished
+    assert outcome.metrics["eval/loss"] > 0
+
+
+def test_trackers_that_are_not_installed_name_their_extra(root: Path) -> None:
+    for settings in ({"wandb_project": "cong"}, {"mlflow_uri": "sqlite://"}):
+        with pytest.raises(MissingExtra, match=r"cong\[trackers\]"):
+            train(run_config(root, {"logging": settings}), is_quiet=True)
+
+
+def test_too_long_samples_are_reported(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(root, "--set", "train.batches.max_example_tokens=20")) == 0
+    assert "dropped_too_long" in capsys.readouterr().err
+    summary = json.loads((root / "run" / "summary.json").read_text())
+    kept = sum(len(sample(number).prompt_token_ids + sample(number).completion_token_ids) <= 20 for number in range(40))
+    assert 0 < kept < 40
+    assert summary["counts"]["dropped_too_long"] == 40 - kept
+
+
+def test_the_defaults_are_a_configuration() -> None:
+    assert RunConfig().train == TrainConfig()
+    assert TrainConfig().batches.is_packed
+
+
+def test_pairs_from_a_file_train_the_weak_model(tmp_path: Path) -> None:
+    network_folder(tmp_path / "network")
+    rows = []
+    for number in range(40):
+        good, bad = sample(number), sample(number, is_plain=True)
+        rows.append(
+            {
+                "prompt": {"text": good.prompt.text, "prompt_id": good.prompt.prompt_id},
+                "chosen": {"text": good.completion_text},
+                "rejected": {"text": bad.completion_text},
+            }
+        )
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {
+        "objective": {"name": "dpo", "parameters": {"beta": 1.0}},
+        "data": {"kind": "pairs", "path": str(tmp_path / "pairs.jsonl")},
+        "num_epochs": 5,
+    }
+    outcome = train(run_config(tmp_path, settings), is_quiet=True)
+    assert outcome.metrics["reward_margin"] > 0.3
+    assert outcome.metrics["accuracy"] > 0.8
