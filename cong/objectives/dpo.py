@@ -5,7 +5,8 @@ With h = (log pi/pi_ref of the chosen response) - (the same of the rejected one)
     loss = -(1 - eps) ln sg(beta h) - eps ln sg(-beta h)        eps = 0: sigmoid; eps > 0: conservative
     d loss / d h = -beta (sg(-beta h) - eps)
 
-Every pair weighs the same in the mean. Legend: P pairs. Knows nothing of how pairs are found.
+Every pair counts once in the mean, with its own weight as a factor where it has one. Legend: P pairs. Knows nothing of
+how pairs are found.
 """
 
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ def _dpo_share(
     margin_P = chosen_P - rejected_P
     losses_P = dpo_losses(margin_P, beta, label_smoothing)
     pulls_P = dpo_gradient_weights(margin_P, beta, label_smoothing)
+    if responses.pair_weights_P is not None:
+        weights_P = responses.pair_weights_P if weights_P is None else weights_P * responses.pair_weights_P
     if weights_P is not None:
         losses_P, pulls_P = weights_P * losses_P, weights_P * pulls_P
     metrics = {

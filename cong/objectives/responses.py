@@ -37,6 +37,8 @@ class ResponseTokens:
     """Log-probability [N] of each token under a frozen network."""
     weak_logprobs_NV: Tensor | None = None
     """The weak model's whole distribution at each token: its soft labels."""
+    pair_weights_P: Tensor | None = None
+    """Factor of each pair's loss; None = 1 for all."""
 
     def __post_init__(self) -> None:
         num_tokens = self.token_ids_N.shape[0]
@@ -46,6 +48,7 @@ class ResponseTokens:
         for network, logprobs_N in self.frozen.items():
             assert logprobs_N.shape == (num_tokens,), f"{network}: {tuple(logprobs_N.shape)}, tokens are {num_tokens}"
         assert self.weak_logprobs_NV is None or self.weak_logprobs_NV.shape[0] == num_tokens, "one row per token"
+        assert self.pair_weights_P is None or self.pair_weights_P.shape == (len(self.pairs),), "one weight per pair"
 
     def count(self, unit: Unit) -> int:
         """How many units of a mean this batch holds."""
@@ -89,6 +92,7 @@ class ResponseTokens:
             positions_N=self.positions_N.to(device),
             frozen={network: logprobs_N.to(device) for network, logprobs_N in self.frozen.items()},
             weak_logprobs_NV=None if self.weak_logprobs_NV is None else self.weak_logprobs_NV.to(device),
+            pair_weights_P=None if self.pair_weights_P is None else self.pair_weights_P.to(device),
         )
 
 

@@ -34,6 +34,8 @@ class Example:
     """Log-probability of every token of each response under frozen networks."""
     weight: float = 1.0
     """Factor of a pair's loss."""
+    is_cut_off: bool = False
+    """Its response has no end because the sampler had no room: it does not teach how to end."""
 
     @property
     def num_tokens(self) -> int:

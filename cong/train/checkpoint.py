@@ -29,6 +29,7 @@ from cong.train.durable import (
     sync_file,
     sync_folder,
     write_file,
+    write_inside,
 )
 from cong.train.ledger import Part, damaged_parts
 
@@ -141,7 +142,7 @@ def save_checkpoint(
     with together(backend, target):
         backend.save(unfinished / BACKEND)
         for name, content in own_files.items():
-            write_file(unfinished / name, content)
+            (unfinished / name).write_bytes(content)
     names: list[str] = json.loads(backend.from_first(json.dumps(files_below(unfinished)) if is_first else ""))
     # Each rank checks and forces to disk its share of all files; what it wrote itself does not matter.
     digests_name = f".digests-{backend.rank:05d}.json"
@@ -149,7 +150,7 @@ def save_checkpoint(
         mine = names[backend.rank :: backend.world_size]
         for name in mine:
             sync_file(unfinished / name)
-        write_file(unfinished / digests_name, json_bytes(digests_of(unfinished, mine)))
+        (unfinished / digests_name).write_bytes(json_bytes(digests_of(unfinished, mine)))
     with together(backend, target):
         if is_first:
             _commit(unfinished, target, backend.world_size, {"version": VERSION, "step": step, **state()})
@@ -174,16 +175,17 @@ def together(backend: Backend, target: Path) -> Iterator[None]:
 
 
 def _commit(unfinished: Path, target: Path, world_size: int, state: Mapping[str, Any]) -> None:
-    write_file(unfinished / STATE, json_bytes(state))
+    write_inside(unfinished / STATE, json_bytes(state))
     digests: dict[str, str] = {STATE: digest_of(unfinished / STATE)}
     for rank in range(world_size):
         part = unfinished / f".digests-{rank:05d}.json"
         digests |= json.loads(part.read_text(encoding="utf-8"))
         part.unlink()
-    write_file(unfinished / MANIFEST, json_bytes({"sha256": digests}))
+    write_inside(unfinished / MANIFEST, json_bytes({"sha256": digests}))
     for path in [*(path for path in unfinished.rglob("*") if path.is_dir()), unfinished]:
         sync_folder(path)
-    write_file(unfinished / MARKER, digest_of(unfinished / MANIFEST).encode())
+    write_inside(unfinished / MARKER, digest_of(unfinished / MANIFEST).encode())
+    sync_folder(unfinished)
     remove_folder(target)
     unfinished.rename(target)
     sync_folder(target.parent)

@@ -64,6 +64,14 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
+def write_inside(path: Path, content: bytes) -> None:
+    """A whole file in a folder that has not got its name yet: its bytes are forced to disk, the folder comes later."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_file(path: Path, content: bytes) -> None:
     """A whole file, forced to disk under a temporary name and then renamed."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

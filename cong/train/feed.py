@@ -76,6 +76,8 @@ def fitting_examples(
             counts[reason] = counts.get(reason, 0) + 1
         if fitted is not None:
             kept.append(fitted)
+            if fitted.is_cut_off:
+                counts["cut_off"] = counts.get("cut_off", 0) + 1
     return kept
 
 

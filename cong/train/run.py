@@ -6,7 +6,7 @@ goes on from there.
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from cong.config import RunConfig
-from cong.errors import ConfigError
+from cong.errors import ConfigError, StreamInterrupted
 from cong.models import Tokenizer
 from cong.objectives import FrozenNetwork, Objective, objective
 from cong.telemetry import progress as show_progress
@@ -22,7 +22,7 @@ from cong.train.arithmetic import StepArithmetic
 from cong.train.backend import Backend, BackendFactory
 from cong.train.feed import Feed, fitting_examples
 from cong.train.folder import RunFolder
-from cong.train.loop import Progress, StepReport, run
+from cong.train.loop import Observer, Progress, StepReport, run
 from cong.train.monitor import Monitor
 from cong.train.origins import FrozenNetworks, evaluation_examples, open_source
 from cong.train.randomness import seed_all
@@ -61,40 +61,47 @@ class Outcome:
     """Examples that were left out or cut, by reason."""
 
 
+_NOT_BEGUN = Outcome(None, False, None, {}, {})
+
+
 def train(
     config: RunConfig,
     make_backend: BackendFactory | None = None,
     *,
     report: Report = lambda metrics, folder: None,
     stop: StopRequest | None = None,
+    observers: Sequence[Observer] = (),
     is_quiet: bool = False,
 ) -> Outcome:
-    """Train as the configuration says, from the newest checkpoint if there is one."""
+    """Train as the configuration says, from the newest checkpoint if there is one; `observers` hear of every step."""
     settings = config.train
     method = _method(config)
     stop = stop or StopRequest()
     seed_all(settings.seed, rank=0)  # a new adapter is the same on every rank
-    trainee = prepare(settings, config.models)
-    arithmetic = StepArithmetic(trainee.model, is_recomputed=settings.has_activation_checkpointing)
-    backend = (make_backend or torch_backend(config.models.device))(trainee.model, settings)
+    network = prepare(settings, config.models)
+    arithmetic = StepArithmetic(network.model, is_recomputed=settings.has_activation_checkpointing)
+    backend = (make_backend or torch_backend(config.models.device))(network.model, settings)
     with ExitStack() as stack:
         stack.callback(backend.close)
         folder = stack.enter_context(RunFolder(config, is_first=backend.rank == 0))
-        source = open_source(config, settings.data, method, trainee.network.tokenizer, lambda: stop.is_set)
+        try:
+            source = open_source(config, settings.data, method, network.tokenizer, lambda: stop.is_set)
+        except StreamInterrupted:
+            return _NOT_BEGUN
         facts = {
-            "network": {"fingerprint": trainee.network.fingerprint},
-            "tokenizer": {"fingerprint": trainee.network.tokenizer.fingerprint},
+            "network": {"fingerprint": network.fingerprint},
+            "tokenizer": {"fingerprint": network.tokenizer.fingerprint},
             "data": source.identity,
         }
         recipe = make_recipe(settings, facts)
         checkpoint = find_checkpoint(backend, folder, recipe)
         is_growing = settings.data.kind == "stream" and config.stream.read.follow is not None
-        frozen = FrozenNetworks(config, backend, trainee.network.fingerprint, is_growing=is_growing)
+        frozen = FrozenNetworks(config, backend, network.fingerprint, is_growing=is_growing)
         feed = _feed(config, backend, source, method, frozen, is_growing=is_growing)
-        validation = _validation(config, backend, source, method, frozen, trainee.network.tokenizer)
+        validation = _validation(config, backend, source, method, frozen, network.tokenizer)
         is_quiet = is_quiet or backend.rank > 0
         if not is_growing and not _score(source, config, frozen, method, backend, stop, is_quiet=is_quiet):
-            return Outcome(None, False, None, {}, {})
+            return _NOT_BEGUN
         frozen.training_begins()
         recipe |= {f"frozen.{name}": fingerprint for name, fingerprint in frozen.fingerprints.items()}
         progress = Progress(_num_steps(config, source), source.position)
@@ -125,7 +132,7 @@ def train(
             feed,
             progress,
             lambda step: full_rate * learning_rate_share(settings.schedule, step, num_steps),
-            [monitor, judge, saving],
+            [monitor, judge, *observers, saving],
             should_stop=lambda: saving.is_stopping,
         )
         saving.save(progress)
@@ -134,7 +141,7 @@ def train(
             return Outcome(progress, False, None, monitor.numbers, feed.counts)
         judge(progress)
         counts = {**source.counts, **feed.counts}
-        model_folder = folder.finish(backend, trainee.network, recipe, monitor, progress, counts)
+        model_folder = folder.finish(backend, network, recipe, monitor, progress, counts)
         return Outcome(progress, True, model_folder, monitor.numbers, counts)
 
 

@@ -141,6 +141,7 @@ class StreamSource:
     def _examples(self, reader: StreamReader, draw: Draw) -> list[Example]:
         table = reader.fetch(draw, self._columns)
         keys, prompts = table.column("key").to_pylist(), table.column("prompt_id").to_pylist()
+        is_cut_off = [reason == "length" for reason in table.column("finish_reason").to_pylist()]
         asked, said = ragged(table, "prompt_token_ids"), ragged(table, "completion_token_ids")
         known = {
             name: (ragged(table, _RECORDED[name]), table.column(_RECORDED[name]).is_null().to_pylist())
@@ -153,6 +154,7 @@ class StreamSource:
                 prompt_ids=asked.row(row),
                 responses=(said.row(row),),
                 frozen={name: (column.row(row),) for name, (column, is_null) in known.items() if not is_null[row]},
+                is_cut_off=is_cut_off[row],
             )
             for row, (key, prompt) in enumerate(zip(keys, prompts, strict=True))
         ]

@@ -1,12 +1,10 @@
 """The network that is trained, set up so that a backend can take it over: weights, adapter, attention, activations."""
 
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from cong.config.models import ModelsConfig, NetworkConfig
 from cong.config.train import TrainConfig
@@ -34,19 +32,6 @@ COMPARED_FAMILIES = frozenset(
     | {"gpt_oss"}
 )
 """Packed attention is compared with these networks' own in the tests; with any other, when it is loaded."""
-
-
-@dataclass(frozen=True, eq=False)
-class Trainee:
-    """What is trained, and what it was before."""
-
-    network: Network
-    """As it was loaded; `model` carries the adapter and is what training changes."""
-
-    @property
-    def model(self) -> nn.Module:
-        """The module tree that a backend takes over."""
-        return self.network.model
 
 
 def network_settings(train: TrainConfig, models: ModelsConfig) -> NetworkConfig:
@@ -82,7 +67,7 @@ def fingerprint_of(settings: NetworkConfig, models: ModelsConfig) -> str:
     return fingerprint_adapted(fingerprint, fingerprint_adapter(adapter.folder))
 
 
-def prepare(train: TrainConfig, models: ModelsConfig) -> Trainee:
+def prepare(train: TrainConfig, models: ModelsConfig) -> Network:
     """Load the network on the CPU and set it up; with an adapter only that requires gradients."""
     # Weights that an adapter leaves alone need no more than the precision that they are multiplied in.
     dtype = "bfloat16" if train.lora is not None and train.precision == "bfloat16" else "float32"
@@ -100,7 +85,7 @@ def prepare(train: TrainConfig, models: ModelsConfig) -> Trainee:
         with silence():  # newer versions have another name for it, which older ones do not know
             model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = False
-    return Trainee(network)
+    return network
 
 
 def pack_attention(network: Network) -> None:

@@ -120,6 +120,26 @@ def test_too_long_samples_are_reported(root: Path, capsys: pytest.CaptureFixture
     assert summary["counts"]["dropped_too_long"] == 40 - kept
 
 
+def test_samples_that_were_cut_off_are_counted_and_can_be_left_out(root: Path) -> None:
+    write_samples(
+        root / "cut", [sample(number, finish_reason="length" if number < 4 else "stop") for number in range(12)]
+    )
+    stream = {"location": str(root / "cut"), "read": {}}
+    assert train(run_config(root, stream=stream), is_quiet=True).counts == {"cut_off": 4}
+    stream = {"location": str(root / "cut"), "read": {"filter": {"finish_reasons": ["stop"]}}}
+    outcome = train(run_config(root, stream=stream, output_dir=root / "other"), is_quiet=True)
+    assert outcome.counts == {}
+    assert outcome.progress is not None
+    assert outcome.progress.num_examples == 8
+
+
+def test_an_adapter_is_trained_over_a_base_in_bfloat16(root: Path) -> None:
+    settings = {"precision": "bfloat16", "lora": {"rank": 4}, "optimizer": {"learning_rate": 0.02}, "num_epochs": 3}
+    train(run_config(root, settings), is_quiet=True)
+    losses = [line["loss"] for line in read_metrics(root / "run" / "metrics.jsonl") if "loss" in line]
+    assert losses[-1] < 0.95 * losses[0]
+
+
 def test_the_defaults_are_a_configuration() -> None:
     assert RunConfig().train == TrainConfig()
     assert TrainConfig().batches.is_packed

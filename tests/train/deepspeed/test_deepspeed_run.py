@@ -19,7 +19,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "zero2": {"deepspeed": {"zero_stage": 2}, "evaluation": {"held_out_share": 0.2, "every_steps": 3}},
     "zero3-checkpointed": {"deepspeed": {"zero_stage": 3}, "has_activation_checkpointing": True},
     "zero3-lora": {"deepspeed": {"zero_stage": 3}, "lora": {"rank": 4, "alpha": 8.0}},
-    "zero1-resized": {"deepspeed": {"zero_stage": 1}, "num_epochs": 2},
     "zero3-resized": {"deepspeed": {"zero_stage": 3}, "num_epochs": 2},
 }
 

@@ -146,10 +146,10 @@ def meet_trouble(folder: Path) -> None:
 def wait_in_vain(folder: Path) -> None:
     """One rank stops coming while the other waits for it."""
     train_settings = settings(2)
-    limited = train_settings.deepspeed.model_copy(update={"timeout_s": 4.0})
+    limited = train_settings.deepspeed.model_copy(update={"timeout_s": 3.0})
     backend = DeepSpeedBackend(tiny_network(), train_settings.model_copy(update={"deepspeed": limited}))
     if backend.rank == 1:
-        time.sleep(12)
+        time.sleep(9)
         return
     batch = batches_of(steps()[0], 0, 2)[0]
     started = time.monotonic()
