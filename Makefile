@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs clean
+.PHONY: help demo serve test check format docs clean
 
 help: ## Explain every target
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,19 +20,22 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## The whole method in the lab's tiny world, with a table and an HTML report (under 5 minutes)
 	$(BIN)/cong lab demo --config configs/lab.yaml
 
+serve: $(READY) ## The service on http://127.0.0.1:8000 with the lab's tiny pair, until Ctrl-C
+	$(BIN)/python -m serve
+
 test: $(READY) ## Every test
 	$(BIN)/python -m pytest
 
 check: $(READY) ## Format, lint, strict types, import rules, docs build
-	$(BIN)/ruff format --check cong tests
-	$(BIN)/ruff check cong tests
+	$(BIN)/ruff format --check cong serve tests
+	$(BIN)/ruff check cong serve tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_house.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(READY) ## Rewrite the code in the house format
-	$(BIN)/ruff format cong tests
-	$(BIN)/ruff check --fix cong tests
+	$(BIN)/ruff format cong serve tests
+	$(BIN)/ruff check --fix cong serve tests
 
 docs: $(READY) ## Serve the documentation on http://127.0.0.1:8001 while editing it
 	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001

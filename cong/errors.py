@@ -23,13 +23,15 @@
     │   └── NotEnoughMemory     it would not fit: gives what is needed and what is there
     ├── StreamError             the sample log cannot do what was asked
     │   ├── StreamCorrupt       stored bytes are not what was written
-    │   └── StreamFenced        another writer has taken over this writer's identity
+    │   ├── StreamFenced        another writer has taken over this writer's identity
+    │   └── StreamInterrupted   a reader was asked to stop while it waited for more
     ├── CheckpointError         a training checkpoint is missing, torn, or from another recipe
     ├── ServiceError            a service at the other end of a connection did not do what it was asked
     │   ├── Unreachable         no connection, or it broke before the reply was complete
     │   ├── StreamCut           a stream of events ended without saying that it was the end
     │   └── BadReply            what came back is not of this protocol
     ├── EvaluationError         answers and judgements cannot be used: names the prompt
+    ├── PipelineError           a stage of a pipeline cannot be completed: names the stage
     ├── KernelUnavailable       compiled code cannot be made or loaded on this machine: says why
     └── MissingExtra            an optional dependency is not installed: names the extra
 
@@ -149,6 +151,10 @@ class StreamFenced(StreamError):
     """Another process has taken over this writer's identity."""
 
 
+class StreamInterrupted(StreamError):
+    """A reader was asked to stop while it waited for more."""
+
+
 class CheckpointError(CongError):
     """A training checkpoint is missing, torn, or from another recipe."""
 
@@ -171,6 +177,10 @@ class BadReply(ServiceError):
 
 class EvaluationError(CongError):
     """Answers or judgements cannot be used as they are."""
+
+
+class PipelineError(CongError):
+    """A stage of a pipeline cannot be completed."""
 
 
 class KernelUnavailable(CongError):

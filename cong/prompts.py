@@ -1,15 +1,78 @@
-"""Prompts from files: one per line, as JSON or as plain text. Knows no tokenizer and no network."""
+"""Prompts from files and datasets, read row by row: JSON lines, text, Parquet, and what `datasets` reads.
 
+Knows no tokenizer and no network. A row that is no prompt is named, by its file and number.
+"""
+
+import itertools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from cong.errors import ConfigError
+from cong.errors import ConfigError, MissingExtra
 from cong.schemas import Prompt
 
 _FIELDS = ("prompt", "text", "messages", "token_ids")
+_JSON = (".jsonl", ".json", ".ndjson")
+_PARQUET = (".parquet", ".pq")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is no prompt."""
+
+    where: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.problem}"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what."""
+
+    prompt: str = ""
+    """Text, messages or token ids; empty = the one of prompt (or text), messages and token_ids that is there."""
+    prompt_id: str = "prompt_id"
+
+
+_Row = Mapping[str, Any] | BadRow
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Prompts that can be read any number of times, from the first on; never all in memory."""
+
+    name: str
+    rows: Callable[[], Iterator[tuple[str, _Row]]]
+    """Rows, each with the place where it stands."""
+    count: Callable[[], int | None]
+    """Rows in all; None where only reading them tells."""
+    columns: Columns = Columns()
+    is_near: bool = True
+    """Reading it through needs no network."""
+
+    def __iter__(self) -> Iterator[Prompt | BadRow]:
+        for where, row in self.rows():
+            yield row if isinstance(row, BadRow) else _prompt(row, where, self.columns)
+
+    def strict(self) -> Iterator[Prompt]:
+        """The prompts; a row that is none is an error."""
+        for item in self:
+            if isinstance(item, BadRow):
+                raise ConfigError(str(item))
+            yield item
 
 
 def read_prompts(path: Path) -> Iterator[Prompt]:
@@ -17,31 +80,191 @@ def read_prompts(path: Path) -> Iterator[Prompt]:
 
     Empty lines are left out; other fields of a JSON line are ignored.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read prompts from {path}: {error}; give a UTF-8 file") from error
-    is_json = path.suffix in (".jsonl", ".json", ".ndjson")
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _parse(line, f"{path}:{number}") if is_json else Prompt(text=line)
+    return open_prompts(str(path)).strict()
 
 
-def _parse(line: str, where: str) -> Prompt:
+def open_prompts(
+    source: str, columns: Columns | None = None, *, split: str = "train", revision: str | None = None, limit: int = 0
+) -> PromptSource:
+    """Prompts of a file (`.jsonl`, `.parquet`, else a text per line), a folder of `datasets`, a URL, or a hub id.
+
+    Empty lines of text files are left out; columns that are not asked for are ignored.
+    """
+    columns = columns or Columns()
+    path = Path(source)
+    name = path.name.removesuffix(path.suffix) if path.suffix in _COMPRESSED else path.name
+    suffix = Path(name).suffix
+    if not source:
+        raise ConfigError("no source of prompts is given; give a file, a folder, a URL or a hub id")
+    if suffix in _PARQUET and not path.is_dir():
+        found = _parquet(source, columns)
+    elif "://" in source or path.is_file():
+        found = _lines(source, columns, is_json=suffix in _JSON)
+    elif path.is_dir() or (not suffix and _HUB_ID.fullmatch(source)):
+        found = _dataset(source, columns, split, revision)
+    else:
+        raise ConfigError(f"cannot read prompts from {source}: there is no such file or folder, and it is no hub id")
+    return _limited(found, limit) if limit else found
+
+
+def _limited(source: PromptSource, limit: int) -> PromptSource:
+    def count() -> int | None:
+        num_rows = source.count()
+        return None if num_rows is None else min(num_rows, limit)
+
+    return replace(source, rows=lambda: itertools.islice(source.rows(), limit), count=count)
+
+
+# Files of lines.
+
+
+def _lines(source: str, columns: Columns, *, is_json: bool) -> PromptSource:
+    def rows() -> Iterator[tuple[str, _Row]]:
+        # Only a line feed ends a line: JSON and text may hold every other separator of Unicode.
+        for number, line in enumerate(_raw_lines(source), start=1):
+            where = f"{source}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                yield where, BadRow(where, f"is not UTF-8 text: {error}")
+                continue
+            if text.strip():
+                yield where, _json_row(text, where) if is_json else {"text": text}
+
+    def count() -> int:
+        return sum(bool(line.strip()) for line in _raw_lines(source))
+
+    return PromptSource(source, rows, count, columns if is_json else Columns(), "://" not in source)
+
+
+def _raw_lines(source: str) -> Iterator[bytes]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where} is not JSON: {error}; one JSON object per line is needed") from error
-    if not isinstance(row, dict) or not any(name in row for name in _FIELDS):
-        raise ConfigError(f"{where} has none of the fields {', '.join(_FIELDS)}")
-    fields = {name: row[name] for name in ("messages", "token_ids", "prompt_id") if row.get(name) is not None}
-    text = row.get("prompt", row.get("text"))
-    if isinstance(text, list):  # the conversational form of a prompt column
-        fields["messages"] = text
-    elif text is not None:
-        fields["text"] = text
+        with fsspec.open(source, "rb", compression="infer") as file:
+            yield from file
+    except (OSError, EOFError, ValueError, ImportError) as error:
+        raise ConfigError(f"cannot read prompts from {source}: {error}") from error
+
+
+def _json_row(text: str, where: str) -> _Row:
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        return BadRow(where, f"is not JSON: {error}; one JSON object per line is needed")
+    return row if isinstance(row, dict) else BadRow(where, f"is a {type(row).__name__}; a JSON object is needed")
+
+
+# Columns.
+
+
+def _parquet(source: str, columns: Columns) -> PromptSource:
+    def opened() -> Any:
+        try:
+            return fsspec.open(source, "rb").open()
+        except (OSError, ValueError, ImportError) as error:
+            raise ConfigError(f"cannot read prompts from {source}: {error}") from error
+
+    def rows() -> Iterator[tuple[str, _Row]]:
+        with opened() as file:
+            try:
+                table = pq.ParquetFile(file)
+                wanted = _wanted(table.schema_arrow.names, columns, source)
+                number = 0
+                for batch in table.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield f"{source}:{number}", row
+            except pa.ArrowException as error:
+                raise ConfigError(f"cannot read prompts from {source}: {error}") from error
+
+    def count() -> int:
+        with opened() as file:
+            try:
+                return int(pq.ParquetFile(file).metadata.num_rows)
+            except pa.ArrowException as error:
+                raise ConfigError(f"cannot read prompts from {source}: {error}") from error
+
+    return PromptSource(source, rows, count, columns, "://" not in source)
+
+
+def _dataset(source: str, columns: Columns, split: str, revision: str | None) -> PromptSource:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise MissingExtra("train", "datasets") from error
+
+    is_saved = any((Path(source) / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
+    try:
+        if is_saved:
+            loaded = datasets.load_from_disk(source)
+            if isinstance(loaded, datasets.DatasetDict):
+                if split not in loaded:
+                    raise ConfigError(f"{source} has no split {split!r}; its splits are: {', '.join(loaded)}")
+                loaded = loaded[split]
+        else:
+            loaded = datasets.load_dataset(source, split=split, revision=revision, streaming=True)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ConfigError(f"cannot read prompts from the dataset {source}: {error}") from error
+
+    def rows() -> Iterator[tuple[str, _Row]]:
+        known = loaded.column_names
+        chosen = loaded.select_columns(_wanted(known, columns, source)) if known else loaded
+        for number, row in enumerate(chosen):
+            yield f"{source}[{number}]", row
+
+    def count() -> int | None:
+        if is_saved:
+            return len(loaded)
+        described = (loaded.info.splits or {}).get(split)
+        return described.num_examples if described is not None else None
+
+    return PromptSource(source, rows, count, columns, Path(source).is_dir())
+
+
+def _wanted(names: Iterable[str], columns: Columns, source: str) -> list[str]:
+    there = set(names)
+    fields = (columns.prompt,) if columns.prompt else _FIELDS
+    if not there.intersection(fields):
+        raise ConfigError(
+            f"{source} has none of the columns {', '.join(fields)}; it has {', '.join(sorted(there))}: name one of them"
+        )
+    forms = there.intersection(fields) - ({"text"} if "prompt" in there else set())
+    if len(forms) > 1:
+        raise ConfigError(f"{source} has the columns {', '.join(sorted(forms))}; name the one that holds the prompts")
+    return [*forms, *({columns.prompt_id} & there)]
+
+
+# Rows.
+
+
+def _prompt(row: Mapping[str, Any], where: str, columns: Columns) -> Prompt | BadRow:
+    names = (columns.prompt,) if columns.prompt else _FIELDS
+    given = {name: row[name] for name in names if row.get(name) is not None}
+    if not given:
+        return BadRow(where, f"has none of the fields {', '.join(names)}")
+    fields: dict[str, Any] = {}
+    for name, value in given.items():
+        fields.setdefault(_form(name, value), _without_nulls(value))
+    prompt_id = row.get(columns.prompt_id)
+    if isinstance(prompt_id, int) and not isinstance(prompt_id, bool):
+        prompt_id = str(prompt_id)
+    if prompt_id is not None:
+        fields["prompt_id"] = prompt_id
     try:
         return Prompt.model_validate(fields)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'prompt'}: {p['msg']}" for p in error.errors())
-        raise ConfigError(f"{where} is no prompt: {problems}") from error
+        return BadRow(where, f"is no prompt: {problems}")
+
+
+def _form(name: str, value: Any) -> str:
+    """Which form of a prompt a value is in, whatever its column is called."""
+    if isinstance(value, list | tuple) and value:
+        return "messages" if isinstance(value[0], Mapping) else "token_ids"
+    return name if name in ("messages", "token_ids") else "text"
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every message the fields of all messages, empty where a message has none."""
+    if not isinstance(value, list):
+        return value
+    return [{k: v for k, v in item.items() if v is not None} if isinstance(item, Mapping) else item for item in value]

@@ -1,6 +1,7 @@
 """What the service says and hears over HTTP: typed, frozen, bounded, the same for the server and for the client.
 
-Knows no torch, no HTTP library and no engine. A stream of events always ends with an `EndEvent`; one without it was cut.
+Knows no torch, no HTTP library and no engine. A stream of events always ends with an `EndEvent`; one without
+it was cut.
 """
 
 from typing import Annotated, Any, Literal, Self

@@ -49,8 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", help="listen here instead; what other machines can reach needs API keys")
     parser.add_argument("--port", type=int, help="listen on this port instead")
-    parser.add_argument("--num-cpus", type=float, help="processors that Ray may count on (default: those that are there)")
-    parser.add_argument("--dashboard", action="store_true", help="also start Ray's dashboard, on loopback, with a token")
+    parser.add_argument("--num-cpus", type=int, help="processors that Ray may count on (default: those that are there)")
+    parser.add_argument(
+        "--dashboard", action="store_true", help="also start Ray's dashboard, on loopback, with a token"
+    )
     parser.add_argument("--start-timeout", type=float, default=600.0, metavar="S", help="longest start (default: 600)")
     parser.add_argument("--verbose", action="store_true", help="show the log lines of the replicas")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print what it resolves to, and end")
@@ -154,7 +156,7 @@ def first_request(url: str, *, has_keys: bool) -> str:
     return (
         f"listening at {url}\n"
         f"  curl -s {url}/sample -H 'Content-Type: application/json'{header} -d '{body}'\n"
-        f"  python -c \"from cong.client import Client; "
+        f'  python -c "from cong.client import Client; '
         f"print(Client('{url}'{key}).sample('Sdbgaf=').samples[0].record.completion_text)\""
     )
 

@@ -59,11 +59,12 @@ class Application(Arguments):
     def _over_its_file(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
+        content, origin = dict(given), "arguments"
         path = given.get("config")
-        has_file = isinstance(path, str) and path
-        content = merge(read_yaml(Path(path)), given) if has_file else dict(given)
+        if isinstance(path, str) and path:
+            content, origin = merge(read_yaml(Path(path)), given), f"arguments over {path}"
         # Refused here, where an unknown key is told with the nearest known one.
-        check(Arguments, content, f"arguments over {path}" if has_file else "arguments")
+        check(Arguments, content, origin)
         return content
 
     def run(self) -> RunConfig:
@@ -106,8 +107,7 @@ def actor_options(resources: Resources, config: RunConfig) -> dict[str, Any]:
 def bind(replica: type[Replica], args: Application) -> serve.Application:
     """A class of replicas as an application; what a Serve file says of the deployment goes over these options."""
     config = args.run()
-    deployment = serve.deployment(
-        serve.ingress()(replica),
+    decorate = serve.deployment(
         name=DEPLOYMENT,
         ray_actor_options=actor_options(args.resources, config),
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
@@ -118,6 +118,7 @@ def bind(replica: type[Replica], args: Application) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=shutdown_s(config.service),
     )
+    deployment: serve.Deployment = decorate(serve.ingress()(replica))
     return deployment.bind(config)
 
 

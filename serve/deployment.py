@@ -36,12 +36,15 @@ class Replica:
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Load the networks, prove that they answer, and put the HTTP application in front of them."""
         from cong.service import KeyRing
-        from serve.guard import OnlyLoopback
+        from serve.behind_proxy import OnlyLoopback, WithoutRequestId
         from serve.http import create_app
         from serve.mirror import Mirror
 
+        join_logs()
         if os.environ.get("RAY_AUTH_MODE", "disabled") == "disabled":
-            log.warning("Ray asks nobody for a token: whoever reaches its ports runs code here; set RAY_AUTH_MODE=token")
+            log.warning(
+                "Ray asks nobody for a token: whoever reaches its ports runs code here; set RAY_AUTH_MODE=token"
+            )
         config = self.config.service
         # First what fails fast: without keys nobody could ask.
         self._keys = KeyRing(config.api_keys_file, config.api_keys_env, config.api_keys_reload_s)
@@ -52,6 +55,7 @@ class Replica:
         self._service = service
         self._mirroring = asyncio.create_task(mirror(service, Mirror()))
         app = create_app(lambda: self._service, config, owns_service=True, keys=self._keys)
+        app.add_middleware(WithoutRequestId)
         if self._keys.is_open:
             app.add_middleware(OnlyLoopback)
         return app
@@ -74,7 +78,7 @@ class Replica:
         health = service.health()
         if health.status in ("stuck", "broken"):
             raise RuntimeError(
-                f"the engine is {health.status} after {health.num_steps} steps, with {health.num_running} samples running"
+                f"the engine is {health.status} after {health.num_steps} steps; {health.num_running} samples have seats"
             )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -98,12 +102,18 @@ class Replica:
         }
 
 
+def join_logs() -> None:
+    """Let our log lines go where Serve's own go, in the form and from the level that the Serve file asks for."""
+    for name in ("cong", "serve"):
+        logging.getLogger(name).parent = logging.getLogger("ray.serve")
+
+
 async def mirror(service: "SampleService", shown: "Mirror") -> None:
     """Show the service's measurements for as long as this process lives."""
     while True:
         try:
             shown.show(service.measurements())
-        except Exception:  # noqa: BLE001
+        except Exception:
             # Numbers for people must not end what they are about.
             log.exception("measurements could not be shown")
         await asyncio.sleep(MIRROR_S)

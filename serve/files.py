@@ -1,17 +1,17 @@
 """Serve files, read and checked before anything is sent: Serve itself takes a misspelt key for nothing at all.
 
-Knows Ray's own models of these files and our arguments; starts nothing.
+Knows what `cong.cluster` knows of such files, Ray's own models of them, and our arguments; starts nothing.
 """
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
+from cong.cluster import find_problems
 from cong.config.loading import merge, parse_override, read_yaml
 from cong.config.service import is_loopback
 from cong.errors import ConfigError
@@ -43,11 +43,10 @@ class ServeFile:
 def read_serve_file(
     path: Path, overrides: Sequence[str] = (), http: Mapping[str, Any] | None = None, import_path: str = IMPORT_PATH
 ) -> ServeFile:
-    """The file with `section.key=value` set in the application's arguments, and with other HTTP options over its own."""
-    content = read_yaml(path)
+    """The file with `section.key=value` set in the application's arguments, and other HTTP options over its own."""
+    content = _refuse_wrong_keys(path)
     if http:
         content = merge(content, {"http_options": dict(http)})
-    _refuse_unknown_keys(content, path)
     try:
         schema = ServeDeploySchema.model_validate(content)
     except ValidationError as error:
@@ -55,7 +54,9 @@ def read_serve_file(
         raise ConfigError("\n  ".join([f"{path}: {len(lines)} wrong setting(s)", *lines])) from error
     ours = [application for application in schema.applications if application.import_path == import_path]
     if len(ours) != 1 or len(schema.applications) != 1:
-        raise ConfigError(f"{path}: {len(ours)} of {len(schema.applications)} applications have {import_path}; give one")
+        raise ConfigError(
+            f"{path}: {len(ours)} of {len(schema.applications)} applications have {import_path}; give one"
+        )
     (application,) = ours
     for assignment in overrides:
         names, value = parse_override(assignment)
@@ -63,60 +64,31 @@ def read_serve_file(
             value = {name: value}
         application.args = merge(application.args, value)
     args = Application.model_validate(application.args)
-    _check_together(path, schema, content, args)
+    _check_together(path, schema, args)
     return ServeFile(path, schema, application.name, args)
 
 
-def _refuse_unknown_keys(content: Mapping[str, Any], path: Path) -> None:
-    lines = [
-        f"unknown key {name!r}; the nearest known one is {near!r}"
-        for name, near in _unknown_keys(ServeDeploySchema, content)
-    ]
-    if lines:
+def _refuse_wrong_keys(path: Path) -> dict[str, Any]:
+    content = read_yaml(path)
+    problems = find_problems(path.read_text(encoding="utf-8"), str(path))
+    if problems:
+        lines = [problem.message for problem in problems]
         raise ConfigError("\n  ".join([f"{path}: {len(lines)} wrong setting(s)", *lines]))
+    return content
 
 
-def _unknown_keys(model: type[BaseModel], content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names of keys that a model does not know, each with the nearest known one."""
-    for key, value in content.items():
-        field = model.model_fields.get(key)
-        if field is None:
-            near = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.0)
-            yield f"{prefix}{key}", f"{prefix}{near[0]}"
-            continue
-        for inner in _models_in(field.annotation):
-            for name, part in _parts(f"{prefix}{key}", value):
-                yield from _unknown_keys(inner, part, f"{name}.")
-
-
-def _parts(name: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if isinstance(value, Mapping):
-        yield name, value
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        for number, item in enumerate(value):
-            yield from _parts(f"{name}.{number}", item)
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
-
-
-def _check_together(path: Path, schema: ServeDeploySchema, content: Mapping[str, Any], args: Application) -> None:
+def _check_together(path: Path, schema: ServeDeploySchema, args: Application) -> None:
     """What each part alone cannot know."""
     problems = []
     http, service = schema.http_options, args.service
-    if "host" not in (content.get("http_options") or {}):
-        problems.append("http_options.host is not given, and Serve would listen on every address; write 127.0.0.1")
-    elif not is_loopback(http.host) and not service.has_keys:
+    if not is_loopback(http.host) and not service.has_keys:
         problems.append(
             f"http_options.host is {http.host!r}, which other machines can reach, and there are no keys; set "
             "service.api_keys_file or service.api_keys_env in the application's args, or listen on 127.0.0.1"
         )
     if http.request_timeout_s is None or http.request_timeout_s < service.max_deadline_s:
         problems.append(
-            f"http_options.request_timeout_s is {http.request_timeout_s}; streams are cut at it, so it must be at least "
+            f"http_options.request_timeout_s is {http.request_timeout_s}; streams are cut at it, so give at least "
             f"service.max_deadline_s, {service.max_deadline_s:g}"
         )
     for deployment in schema.applications[0].deployments:

@@ -34,7 +34,7 @@ class LocalRay:
     """A Ray cluster of one node, used as a context manager."""
 
     def __init__(
-        self, folder: Path, *, num_cpus: float | None = None, has_dashboard: bool = False, is_verbose: bool = False
+        self, folder: Path, *, num_cpus: int | None = None, has_dashboard: bool = False, is_verbose: bool = False
     ) -> None:
         """`folder` gets sockets and logs; its path is short, because those of sockets must be."""
         self._folder = folder
@@ -108,5 +108,5 @@ def drain_and_stop(name: str, timeout_s: float) -> bool:
     while name in serve.status().applications and time.monotonic() < until_s:
         time.sleep(POLL_S)
     is_drained = name not in serve.status().applications
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]
     return is_drained

@@ -11,8 +11,6 @@ from ray.serve.metrics import Counter, Gauge
 
 from cong.service import Family, Metric
 
-PREFIX = "ray_"
-
 
 class Mirror:
     """Shows measurements of one process; used in one thread."""
@@ -42,7 +40,8 @@ class Mirror:
 
     def _count(self, metric: Metric, labels: tuple[str, ...], value: float) -> None:
         if metric.name not in self._counters:
-            self._counters[metric.name] = Counter(metric.name, metric.help, metric.labels)
+            # Ray's annotation means any number of keys and says one.
+            self._counters[metric.name] = Counter(metric.name, metric.help, metric.labels)  # type: ignore[arg-type]
         more = value - self._shown.get((metric.name, labels), 0.0)
         if more > 0:
             self._counters[metric.name].inc(more, dict(zip(metric.labels, labels, strict=True)))
@@ -50,5 +49,5 @@ class Mirror:
 
     def _set(self, name: str, help_text: str, keys: tuple[str, ...], labels: tuple[str, ...], value: float) -> None:
         if name not in self._gauges:
-            self._gauges[name] = Gauge(name, help_text, keys)
+            self._gauges[name] = Gauge(name, help_text, keys)  # type: ignore[arg-type]
         self._gauges[name].set(value, dict(zip(keys, labels, strict=True)))

@@ -31,6 +31,9 @@ PAGES = [*SHOWN, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "
 ROOMS = {room_of(path) for path in LIBRARY.rglob("*.py")} - {""}
 OPTIONAL_FOLDERS = ("serve", "jobs", "bench", "deploy")
 
+NEED_A_SERVICE = {DOCS / "serve.md"}
+"""Pages whose examples are run, and whose pieces of Serve files are read, by the tests of what they are about."""
+
 FENCE = re.compile(r"^ *(`{3,}) *(\w*)")
 NOT_RUN = re.compile(r"# not run: \S")
 
@@ -94,7 +97,9 @@ def leave_what_the_demo_leaves(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in SHOWN if blocks_of(path, "python")], ids=lambda path: path.relative_to(ROOT).as_posix()
+    "path",
+    [path for path in SHOWN if blocks_of(path, "python") and path not in NEED_A_SERVICE],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_examples_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -181,7 +186,9 @@ def test_a_wrong_command_is_noticed(tmp_path: Path, line: str) -> None:
         parse(words, build_parser())
 
 
-@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path", [path for path in SHOWN if path not in NEED_A_SERVICE], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_configurations_that_are_shown_load(path: Path, tmp_path: Path) -> None:
     for number, block in enumerate(blocks_of(path, "yaml")):
         file = tmp_path / f"{number}.yaml"

@@ -10,10 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from cong import __version__
+from cong.cli.cluster import add_cluster_commands
 from cong.cli.config import add_config_commands
+from cong.cli.estimate import add_estimate_commands
+from cong.cli.evaluate import add_evaluate_command
 from cong.cli.lab import add_lab_commands
 from cong.cli.sample import add_sample_command
 from cong.cli.stream import add_stream_commands
+from cong.cli.train import add_train_command
 from cong.errors import CongError
 
 
@@ -26,8 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     add_config_commands(commands)
     add_sample_command(commands)
+    add_evaluate_command(commands)
     add_lab_commands(commands)
     add_stream_commands(commands)
+    add_cluster_commands(commands)
+    add_estimate_commands(commands)
+    add_train_command(commands)
     return parser
 
 

@@ -37,6 +37,11 @@ def _check(arguments: argparse.Namespace) -> int:
     config = load_config(RunConfig, arguments.files, arguments.overrides)
     if arguments.dry_run:
         return print_config(config)
+    if config.train.objective.parameters:
+        # A method's own parameters are known where it is written, which costs the seconds that torch takes to load.
+        from cong.objectives import objective
+
+        objective(config.train.objective.name, **config.train.objective.parameters)
     print(f"{' + '.join(map(str, arguments.files))}: every setting is known and within its bounds")
     return 0
 

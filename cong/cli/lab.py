@@ -134,6 +134,18 @@ def _experiment(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    config = resolve_config(arguments)
+    if arguments.dry_run:
+        return print_config(config)
+    from cong.lab.export import export_world
+
+    cache, _ = _prepare(config)
+    for name, path in export_world(config.lab, cache, arguments.output_dir).items():
+        print(f"{name}: {path}")
+    return 0
+
+
 def _build(arguments: argparse.Namespace) -> int:
     config = resolve_config(arguments)
     if arguments.dry_run:
@@ -185,5 +197,7 @@ def add_lab_commands(commands: "Commands") -> None:
     experiment.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds, from lab.seed upwards")
     experiment.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
     experiment.add_argument("--docs", type=Path, metavar="FILE", help="also write the results page as Markdown")
+    export = _add(actions, "export", _export, "write the world's networks, prompts and preferences as files")
+    export.add_argument("--output-dir", type=Path, default=Path("runs/lab-world"), metavar="FOLDER")
     build = _add(actions, "build", _build, "make the shipped models again from the seed")
     build.add_argument("--check", action="store_true", help="compare with what is shipped, and change nothing")

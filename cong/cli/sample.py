@@ -1,7 +1,9 @@
-"""`cong sample`: samples of a file of prompts on this machine, without Ray; run again it makes what is missing."""
+"""`cong sample`: samples of a file of prompts; run again it makes what is missing.
+
+On this machine, without Ray, or from a service at an address.
+"""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,53 +11,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.samples_file import SamplesFile
 from cong.config import RunConfig
 from cong.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cong.prompts import PromptSource
     from cong.schemas import SampleRecord
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-def _finished_keys(path: Path) -> set[str]:
-    """Keys of the samples that a file already holds; a torn last line is cut off."""
-    if not path.exists():
-        return set()
-    keys, good_bytes = set(), 0
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                keys.add(str(json.loads(line)["key"]))
-            except (ValueError, KeyError, TypeError):
-                break
-            if not line.endswith(b"\n"):
-                break
-            good_bytes += len(line)
-        rest = file.read()
-    if rest.strip():
-        raise ConfigError(f"{path} holds something else than samples after byte {good_bytes}; give another --out")
-    with path.open("r+b") as file:
-        file.truncate(good_bytes)
-    return keys
-
-
-def _write_samples(config: RunConfig, arguments: argparse.Namespace) -> int:
+def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "PromptSource") -> int:
     import torch
 
     from cong.engine import Engine
     from cong.models import load_networks
-    from cong.prompts import read_prompts
     from cong.schemas import SampleRequest
     from cong.telemetry import progress
 
+    if arguments.out is None and arguments.stream is None:
+        raise ConfigError("nothing would keep the samples; give --out or --stream")
+    if arguments.store != "none":
+        raise ConfigError("--store asks a service to keep samples; it needs --url")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    if arguments.num_samples < 1:
-        raise ConfigError(f"--num-samples is {arguments.num_samples}; give at least 1")
-    prompts = list(read_prompts(arguments.prompts))
-    if not prompts:
-        raise ConfigError(f"{arguments.prompts} holds no prompts")
+    prompts = list(source.strict())
     engine = Engine(load_networks(config.models), config.engine)
     requests = [
         SampleRequest(prompt=prompt, parameters=config.sampling, num_samples=arguments.num_samples)
@@ -84,26 +65,6 @@ class _Sink(Protocol):
     def write(self, record: "SampleRecord") -> None: ...
 
 
-class _Lines:
-    """A file of JSON lines."""
-
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._finished = _finished_keys(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
-
-    def known(self, keys: set[str]) -> set[str]:
-        return keys & self._finished
-
-    def write(self, record: "SampleRecord") -> None:
-        self._file.write(record.model_dump_json() + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
 class _Stream:
     """A sample stream; samples are durable within the seconds of `stream.write.max_age_s`, and all at the end."""
 
@@ -127,7 +88,7 @@ class _Stream:
 
 @contextmanager
 def _open_sink(config: RunConfig, arguments: argparse.Namespace) -> Iterator[_Sink]:
-    sink = _Lines(arguments.out) if arguments.out else _Stream(arguments.stream, config, arguments.writer)
+    sink = SamplesFile(arguments.out) if arguments.out else _Stream(arguments.stream, config, arguments.writer)
     try:
         yield sink
     finally:
@@ -135,20 +96,42 @@ def _open_sink(config: RunConfig, arguments: argparse.Namespace) -> Iterator[_Si
 
 
 def _sample(arguments: argparse.Namespace) -> int:
+    from cong.prompts import Columns, open_prompts
+
     config = resolve_config(arguments)
-    return print_config(config) if arguments.dry_run else _write_samples(config, arguments)
+    if arguments.dry_run:
+        return print_config(config)
+    if arguments.num_samples < 1:
+        raise ConfigError(f"--num-samples is {arguments.num_samples}; give at least 1")
+    how = config.sampling_job.prompts
+    columns = Columns(how.prompt_column, how.id_column)
+    prompts = open_prompts(arguments.prompts, columns, split=how.split, revision=how.revision, limit=how.max_prompts)
+    if next(prompts.strict(), None) is None:
+        raise ConfigError(f"{arguments.prompts} holds no prompts")
+    if arguments.url is None:
+        return _sample_here(config, arguments, prompts)
+    from cong.cli.sample_service import sample_from_service
+
+    return sample_from_service(config, arguments, prompts)
 
 
 def add_sample_command(commands: "Commands") -> None:
     """Declare `cong sample`."""
-    parser = commands.add_parser("sample", help="draw samples for a file of prompts, on this machine")
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="JSON lines, or a text per line")
-    target = parser.add_mutually_exclusive_group(required=True)
+    parser = commands.add_parser("sample", help="draw samples for a file of prompts, here or from a service")
+    parser.add_argument(
+        "--prompts", required=True, metavar="FILE", help="JSON lines, Parquet, a text per line, or a dataset"
+    )
+    target = parser.add_mutually_exclusive_group()
     target.add_argument("--out", type=Path, metavar="FILE", help="JSON lines; what is there is kept")
     target.add_argument(
         "--stream", metavar="DIR", help="a sample stream: a folder, or a URL such as s3://bucket/prefix"
     )
     parser.add_argument("--writer", default="cong-sample", metavar="ID", help="who writes to the stream: one at a time")
+    parser.add_argument("--url", metavar="URL", help="ask the service at this address; its key is in CONG_API_KEY")
+    parser.add_argument(
+        "--store", choices=("none", "local", "shared"), default="none", help="how durable the service keeps samples"
+    )
+    parser.add_argument("--in-flight", type=int, default=64, metavar="N", help="prompts asked of a service at a time")
     parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="samples of every prompt")
     add_config_options(parser)
     parser.set_defaults(run=_sample)

@@ -3,13 +3,9 @@
 import socket
 from typing import Any
 
-from cong.client.talk import Broken, Head, Open
-from cong.errors import MissingExtra
+import httpx
 
-try:
-    import httpx
-except ModuleNotFoundError as error:
-    raise MissingExtra("client", "httpx") from error
+from cong.client.talk import Broken, Head, Open
 
 # A machine that vanishes sends nothing: the kernel asks after 30 silent seconds, and gives up on it 30 s later.
 KEEPALIVE: list[tuple[int, int, int]] = [

@@ -223,7 +223,7 @@ class Service:
                     return failure
                 if heard.is_new(event):
                     yield Emit(event)
-                tries.restart()
+                    tries.restart()
 
     def _early_end(self, event: EndEvent, heard: Heard) -> Failure | None:
         if event.error is not None:

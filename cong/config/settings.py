@@ -7,9 +7,10 @@ from pydantic import Field
 from cong.config.base import Settings
 from cong.config.engine import EngineConfig
 from cong.config.evaluation import EvaluationConfig
-from cong.config.jobs import SamplingJobConfig
+from cong.config.jobs import SamplingJobConfig, TrainingJobConfig
 from cong.config.lab import LabConfig
 from cong.config.models import ModelsConfig
+from cong.config.pipeline import PipelineConfig
 from cong.config.service import ServiceConfig
 from cong.config.stream import StreamConfig
 from cong.config.train import TrainConfig
@@ -35,3 +36,5 @@ class RunConfig(Settings):
     service: ServiceConfig = ServiceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sampling_job: SamplingJobConfig = SamplingJobConfig()
+    training_job: TrainingJobConfig = TrainingJobConfig()
+    pipeline: PipelineConfig = PipelineConfig()

@@ -21,6 +21,7 @@ from serve.http.context import GONE, RequestContext
 from serve.http.errors import ErrorResponse, problem_of
 from serve.http.leaving import CallerGone
 from serve.http.provider import ServiceProvider, request_id_of
+from serve.http.replies import EVENT_SCHEMAS
 from serve.http.tracing import Tracing
 
 DESCRIPTION = "Contrastive samples of a weak pair of models, their log-probs, and an OpenAI-compatible face of both."
@@ -78,6 +79,8 @@ def _described(app: FastAPI, needs_key: bool) -> dict[str, Any]:
         app.openapi_schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
+        schemas = app.openapi_schema["components"]["schemas"]
+        schemas.update({name: schema for name, schema in EVENT_SCHEMAS.items() if name not in schemas})
         if needs_key:
             app.openapi_schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             app.openapi_schema["security"] = [{"key": []}]

@@ -60,6 +60,7 @@ TABLE: Mapping[type[errors.CongError], Kind] = {
     errors.CheckpointError: Kind(500, "server_error", "internal", _INTERNAL),
     errors.ServiceError: Kind(500, "server_error", "internal", _INTERNAL),
     errors.KernelUnavailable: Kind(500, "server_error", "internal", _INTERNAL),
+    errors.PipelineError: Kind(500, "server_error", "internal", _INTERNAL),
     errors.EvaluationError: Kind(500, "server_error", "internal", _INTERNAL),
     errors.MissingExtra: Kind(500, "server_error", "internal", _INTERNAL),
 }

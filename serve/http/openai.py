@@ -15,7 +15,7 @@ from cong.wire import EVENT_STREAM, SampleCall, SampleReply, ScoredText, Usage
 from serve.http.leaving import unless_gone
 from serve.http.openai_streams import ChatEncoder, CompletionEncoder
 from serve.http.provider import caller_of, request_id_of, service_of
-from serve.http.replies import ERRORS, READ_ERRORS, json_reply
+from serve.http.replies import ERRORS, READ_ERRORS, SERVER_SENT, json_reply
 from serve.http.sampling import IdempotencyKey, patience_of, retry_key
 from serve.http.streaming import AnswerStream
 
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1")
 
 _STREAM: dict[str, Any] = {
     "description": "One document, or with `stream` server-sent events that end with `[DONE]`",
-    "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+    "content": {EVENT_STREAM: SERVER_SENT},
 }
 
 COMPLETION_EXAMPLES: dict[str, Any] = {

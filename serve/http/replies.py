@@ -4,9 +4,9 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
-from cong.wire import ErrorReply, Usage
+from cong.wire import ErrorReply, StreamEvent, Usage
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply, "description": description}
@@ -26,6 +26,20 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 """Documented for every route that takes work."""
+
+_REFERENCE = "#/components/schemas/{model}"
+_EVENT = TypeAdapter(StreamEvent).json_schema(mode="serialization", ref_template=_REFERENCE)
+EVENT_SCHEMAS: dict[str, Any] = _EVENT.pop("$defs")
+"""What events are made of, for the description of the API."""
+EVENT_LINES: dict[str, Any] = {"schema": {**_EVENT, "description": "each line"}}
+SERVER_SENT: dict[str, Any] = {
+    "schema": {
+        "type": "object",
+        "description": "each event",
+        "required": ["data"],
+        "properties": {"data": {"type": "string", "contentMediaType": "application/json"}},
+    }
+}
 
 READ_ERRORS: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 500, 503)}
 """Documented for routes that only tell something."""

@@ -12,7 +12,7 @@ from cong.wire import EVENT_STREAM, NDJSON, SampleCall, SampleReply, ScoreCall, 
 from serve.http.encoding import EventEncoder, LineEncoder, wants_event_stream
 from serve.http.leaving import unless_gone
 from serve.http.provider import caller_of, request_id_of, service_of
-from serve.http.replies import ERRORS, json_reply
+from serve.http.replies import ERRORS, EVENT_LINES, SERVER_SENT, json_reply
 from serve.http.streaming import AnswerStream, Patience
 
 MAX_KEY_CHARS = 256
@@ -76,8 +76,8 @@ def patience_of(service: SampleService) -> Patience:
         200: {
             "description": "All samples, or events of which the last is of the kind `end`",
             "content": {
-                NDJSON: {"schema": {"type": "string", "description": "one StreamEvent a line"}},
-                EVENT_STREAM: {"schema": {"type": "string", "description": "one StreamEvent as data of each event"}},
+                NDJSON: EVENT_LINES,
+                EVENT_STREAM: SERVER_SENT,
             },
         },
     },

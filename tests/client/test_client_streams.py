@@ -91,7 +91,7 @@ def test_a_resumed_stream_that_gets_no_further_is_given_up(face: Face) -> None:
     )
     assert events == TOKENS[:2]
     assert isinstance(raised, StreamCut)
-    assert len(service.requests) == 4  # the first, which brought something, and three that brought nothing new
+    assert len(service.requests) == 3  # the first, which brought something, and two that brought nothing new
 
 
 def test_samples_that_were_heard_are_not_heard_again_in_whatever_order_they_come(face: Face) -> None:

@@ -1,6 +1,8 @@
 """Kubernetes objects: pods that may too much, an open control plane, work that cannot end."""
 
+import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import yaml
 
 from cong.cluster.check import document_problems
 from cong.cluster.document import recognise
+from cong.config import RunConfig, load_config
 
 from .shipped import KUBERNETES_FILES, ROOT, load, one
 from .test_launcher import put, setting
@@ -159,6 +162,28 @@ def test_a_pod_outlives_what_its_replica_may_take_to_stop() -> None:
     (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
     assert application["args"]["service"]["max_deadline_s"] < deployment["graceful_shutdown_timeout_s"] < grace_s
+
+
+def test_a_stopped_job_has_the_time_that_its_configuration_takes() -> None:
+    (job,) = documents("RayJob")
+    entrypoint = job["spec"]["entrypoint"].split()
+    files = [ROOT / path for flag, path in itertools.pairwise(entrypoint) if flag == "--config"]
+    settings = [setting for flag, setting in itertools.pairwise(entrypoint) if flag == "--set"]
+    config = load_config(RunConfig, files, settings)
+    waits = {int(yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"])}
+    pods = [job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]]
+    pods += [group["template"] for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
+    waits |= {
+        int(variable["value"])
+        for variable in pods[0]["spec"]["containers"][0]["env"]
+        if variable["name"] == "RAY_JOB_STOP_WAIT_TIME_S"
+    }
+    (wait_s,) = waits
+    assert config.training_job.grace_s < wait_s
+    assert all(pod["spec"]["terminationGracePeriodSeconds"] > wait_s for pod in pods)
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert int(group["rayStartParams"]["num-gpus"]) >= config.training_job.num_workers
+    assert Path(config.output_dir).is_relative_to("/runs"), "what a run writes outlives its pods"
 
 
 def test_the_shipped_objects_name_the_pinned_ray() -> None:

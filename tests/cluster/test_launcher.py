@@ -38,7 +38,10 @@ def setting(path: str, value: Any) -> Change:
 FAULTS: list[tuple[Change, str]] = [
     (setting("head_node_type", "hed"), "head_node_type is 'hed', and available_node_types has"),
     (setting("available_node_types/sampler/min_workers", 9), "sampler.min_workers is 9, more than its max_workers, 8"),
-    (setting("available_node_types/trainer/max_workers", 11), "trainer.max_workers is 11, more than the cluster's max_workers, 10"),
+    (
+        setting("available_node_types/trainer/max_workers", 11),
+        "trainer.max_workers is 11, more than the cluster's max_workers, 10",
+    ),
     (setting("available_node_types/head/max_workers", 1), "the head is one machine"),
     (setting("available_node_types/sampler/resources/GPU", 0.5), "GPU is 0.5: it must be a whole number"),
     (setting("available_node_types/sampler/resources", None), "sampler.resources is missing"),

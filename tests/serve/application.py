@@ -102,7 +102,9 @@ class Deployed:
         """All that Serve tells of itself."""
         from ray.serve.context import _get_global_client
 
-        found: dict[str, Any] = _get_global_client().get_serve_details()
+        client = _get_global_client()
+        assert client is not None
+        found: dict[str, Any] = client.get_serve_details()
         return found
 
     def application(self) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from .application import Deployed
+if TYPE_CHECKING:
+    from .application import Deployed
 
 
 def free_port() -> int:
@@ -17,8 +19,11 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def deployed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+def deployed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Deployed]":
     """Serve on a port of its own; each module deploys what it needs."""
+    # Imported late: it brings Ray along, and the tests of the HTTP application need none.
+    from .application import Deployed
+
     application = Deployed(Path(tmp_path_factory.mktemp("serve")), free_port())
     yield application
     application.stop()

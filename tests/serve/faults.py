@@ -31,7 +31,7 @@ def take(fault: Path) -> bool:
 
 
 class DiesBeforeReply:
-    """Ends the process when an answer to `/sample` is about to begin: everything is stored, and nobody has been told."""
+    """Ends the process when an answer to `/sample` is about to begin: it is stored, and nobody has been told."""
 
     def __init__(self, app: ASGIApp, fault: Path) -> None:
         self._app = app
@@ -69,7 +69,7 @@ class Fragile(Replica):
                 return super().events()
 
         # This process is a replica and serves nothing else.
-        building.Engine = Blocking  # type: ignore[misc]
+        setattr(building, "Engine", Blocking)  # noqa: B010
         return super().open_service(writer_id)
 
 

@@ -1,4 +1,4 @@
-"""Steady load from outside: requests at fixed times, whatever became of those before, each with its outcome."""
+"""Load from outside, each request with its outcome: at fixed times whatever became of the last, or so many at once."""
 
 import threading
 import time
@@ -31,11 +31,13 @@ class Outcome:
 
 
 class Load:
-    """Requests at a rate, from a pool of threads."""
+    """Requests from a pool of threads."""
 
-    def __init__(self, http: httpx.Client, per_s: float, body: dict[str, Any]) -> None:
+    def __init__(self, http: httpx.Client, per_s: float, num_at_once: int, body: dict[str, Any]) -> None:
+        """`num_at_once` requests are always under way; 0 = a new one begins `per_s` times a second."""
         self._http = http
         self._per_s = per_s
+        self._num_at_once = num_at_once
         self._body = body
         self._is_over = threading.Event()
         self._lock = threading.Lock()
@@ -64,10 +66,19 @@ class Load:
             time.sleep(0.05)
 
     def _run(self) -> None:
+        for _ in range(self._num_at_once):
+            self._pool.submit(self._ask_on_and_on)
+        if self._num_at_once:
+            self._is_over.wait()
+            return
         next_s = time.monotonic()
         while not self._is_over.wait(max(0.0, next_s - time.monotonic())):
             next_s += 1.0 / self._per_s
             self._pool.submit(self._ask)
+
+    def _ask_on_and_on(self) -> None:
+        while not self._is_over.is_set():
+            self._ask()
 
     def _ask(self) -> None:
         with self._lock:
@@ -90,9 +101,11 @@ class Load:
 
 
 @contextmanager
-def under_load(http: httpx.Client, per_s: float = 8.0, body: dict[str, Any] | None = None) -> Iterator[Load]:
+def under_load(
+    http: httpx.Client, *, per_s: float = 8.0, num_at_once: int = 0, body: dict[str, Any] | None = None
+) -> Iterator[Load]:
     """Load while the block runs; every request has its outcome afterwards."""
-    load = Load(http, per_s, BODY if body is None else body)
+    load = Load(http, per_s, num_at_once, BODY if body is None else body)
     load.start()
     try:
         yield load

@@ -1,4 +1,4 @@
-"""Arguments and Serve files: what is given is what runs, and what is wrong is refused by name before anything starts."""
+"""Arguments and Serve files: what is given is what runs, and what is wrong is refused by name before it starts."""
 
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def test_every_key_of_a_shipped_file_is_refused_when_misspelt(path: Path, tmp_pa
     [
         ({"http_options": {"host": "0.0.0.0"}}, "there are no keys"),
         ({"http_options": {"host": "::"}}, "there are no keys"),
-        ({"http_options": {"request_timeout_s": 10}}, "must be at least"),
+        ({"http_options": {"request_timeout_s": 10}}, "give at least"),
         ({"http_options": {"port": "eight"}}, "http_options.port is 'eight'"),
     ],
 )
@@ -130,11 +130,11 @@ def test_what_does_not_fit_together_is_refused(change: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("  host: 127.0.0.1 ", "  root_path: '' ", "host is not given"),
+        ("  host: 127.0.0.1 ", "  root_path: '' ", "http_options.host is missing"),
         ("graceful_shutdown_timeout_s: 165", "graceful_shutdown_timeout_s: 20", "may need 165 s"),
         ("- name: Pair", "- name: Pear", "deployment 'Pear' does not exist"),
-        ("num_replicas: 1", "user_config: {generatoin: 1}", "the nearest known one is 'generation'"),
-        ("num_replicas: 1", "user_config: {max_waiting: 1}", "max_samples"),
+        ("user_config: {generation: 0}", "user_config: {generatoin: 1}", "the nearest known one is 'generation'"),
+        ("user_config: {generation: 0}", "user_config: {max_waiting: 1}", "max_samples"),
         ("serve.app:build", "serve.app:bind", "0 of 1 applications"),
     ],
 )

@@ -16,7 +16,7 @@ SCALING = {
     "look_back_period_s": 2.0,
 }
 """The shipped file's way with its delays shortened."""
-LONG = {"prompt": "Sdbgaf=", "num_samples": 64, "parameters": {"max_tokens": 48, "min_tokens": 48, "ignore_eos": True}}
+LONG = {"prompt": "Sdbgaf=", "num_samples": 32, "parameters": {"max_tokens": 48, "min_tokens": 48, "ignore_eos": True}}
 
 
 @pytest.mark.filterwarnings("ignore:`look_back_period_s`:FutureWarning")
@@ -24,13 +24,14 @@ def test_replicas_follow_the_load_up_and_down(deployed: Deployed) -> None:
     deployed.deploy()
     deployed.begin(autoscaling_config=SCALING)
     with deployed.http() as http:
-        with under_load(http, per_s=12.0, body=LONG) as heavy:
+        with under_load(http, num_at_once=6, body=LONG) as heavy:
             eventually(lambda: len(deployed.replicas()) == 2, "a second replica")
-        # Less than one replica is meant to have in flight, but never nothing: it goes on while one of them stops.
-        with under_load(http, per_s=2.0, body={**LONG, "num_samples": 1}) as light:
+        # Less than one replica is meant to hold, but never nothing: it goes on while one of them stops.
+        with under_load(http, num_at_once=1) as light:
             eventually(
                 lambda: len(deployed.replicas()) == 1 and not deployed.replicas("STOPPING"), "one replica is left"
             )
             light.wait_for(4)
-    assert {one.status for one in heavy.outcomes} <= {200, 429}
-    assert light.failures == []
+    assert heavy.outcomes
+    assert light.outcomes
+    assert heavy.failures == light.failures == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cong.service import METRICS
+from cong.service import METRICS, Metric
 from serve import dashboard
 
 FILE = Path(__file__).parent.parent.parent / "deploy" / "grafana" / "dashboard.json"
@@ -31,16 +31,15 @@ def test_every_metric_is_drawn_and_nothing_else_of_ours() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-def test_labels_that_are_asked_for_exist(metric: object) -> None:
-    (found,) = [one for one in METRICS if one is metric]
-    for expression, legend in dashboard.queries(found):
+def test_labels_that_are_asked_for_exist(metric: Metric) -> None:
+    for expression, legend in dashboard.queries(metric):
         asked = {label for group in re.findall(r"by \(([^)]*)\)", expression) for label in group.split(", ")}
-        assert asked <= {*found.labels, "le", "replica"}
+        assert asked <= {*metric.labels, "le", "replica"}
         assert set(re.findall(r"{{(\w+)}}", legend)) <= asked
 
 
 def test_panels_do_not_overlap() -> None:
-    taken = set()
+    taken: set[tuple[int, int]] = set()
     for panel in dashboard.panels():
         place = panel["gridPos"]
         cells = {(place["x"] + dx, place["y"] + dy) for dx in range(place["w"]) for dy in range(place["h"])}

@@ -80,7 +80,7 @@ def test_a_proxy_that_is_killed_is_replaced(service: Deployed) -> None:
     print(f"outage without a proxy: {outage_s:.1f} s")
     assert any(not one.is_failure for one in load.outcomes[num_before:])
     # Serve's own settings leave callers alone for half a minute.
-    assert outage_s < 20.0
+    assert outage_s < 25.0
 
 
 def pid_of(service: Deployed, name: str) -> int:
@@ -104,15 +104,15 @@ def answers(ask: Callable[[], bool]) -> bool:
 
 def test_a_stream_that_breaks_is_never_taken_for_a_finished_one(service: Deployed) -> None:
     before = service.replicas()
-    seen = []
-    with service.client(max_tries=1) as client, pytest.raises(ServiceError):
-        for event in client.stream("Sdbgaf=", form="tokens", num_samples=512, parameters=LONG):
-            if not seen:
-                for pid in before.values():
-                    service.kill(pid)
-            seen.append(event)
-    assert seen
-    assert not [event for event in seen if event.event == "end"]
+    with service.client(max_tries=1) as client:
+        events = client.stream("Sdbgaf=", form="tokens", num_samples=512, parameters=LONG)
+        assert next(events).event == "token"
+        for pid in before.values():
+            service.kill(pid)
+        seen: set[str] = set()
+        with pytest.raises(ServiceError):
+            seen.update(event.event for event in events)
+    assert "end" not in seen
     eventually(lambda: len(service.replicas()) == 2 and not set(service.replicas()) & set(before), "two new replicas")
 
 

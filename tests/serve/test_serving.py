@@ -3,12 +3,14 @@
 import json
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import httpx
 import openai
 import psutil
 import pytest
-from ray.serve.generated.serve_pb2 import ASGIRequest
+from ray.serve.generated.serve_pb2 import ASGIRequest  # type: ignore[attr-defined]
 from ray.serve.generated.serve_pb2_grpc import ASGIServiceStub
 
 from cong.config.stream import ReadSettings
@@ -30,6 +32,7 @@ from serve.private import TOKEN
 
 from ..ray_session import FOLDER
 from .application import Deployed, eventually
+from .test_dashboard import drawn
 
 pytestmark = pytest.mark.ray
 
@@ -41,6 +44,7 @@ LONG: dict[str, Any] = {
     "parameters": {"max_tokens": 48, "min_tokens": 48, "ignore_eos": True},
 }
 """Takes far longer than any test waits for it."""
+SHORT = {**LONG, "num_samples": 16}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,7 @@ def test_a_sample_that_was_to_be_kept_is_in_the_stream_when_it_is_answered(servi
     assert all(sample.is_duplicate for sample in again.samples)
     assert [sample.record for sample in again.samples] == [sample.record for sample in first.samples]
     (replica,) = service.replicas()
-    assert all(record.writer.startswith(f"serve-{replica}") for record in kept.values())
+    assert {kept[sample.record.key].writer for sample in first.samples} == {f"serve-{replica}"}
 
 
 def records_in(service: Deployed) -> list[Any]:
@@ -261,7 +265,7 @@ def test_nothing_but_a_port_that_asks_for_the_token_listens_beyond_loopback(serv
     for token in ("", "wrong"):
         metadata = (("authorization", f"Bearer {token}"),) if token else ()
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = ASGIServiceStub(channel).HandleRequest
+            call = ASGIServiceStub(channel).HandleRequest  # type: ignore[no-untyped-call]
             poison = ASGIRequest(pickled_request_metadata=pickle.dumps(Creates(canary)))
             with pytest.raises(grpc.RpcError) as refusal:
                 call(poison, metadata=metadata, timeout=10.0)
@@ -306,7 +310,11 @@ def test_light_settings_change_without_a_restart(service: Deployed) -> None:
         short = {**LONG, "deadline_s": 2.0}
         replies = [call.result() for call in [pool.submit(http.post, "/sample", json=short) for _ in range(3)]]
     assert sorted(reply.status_code for reply in replies) == [200, 429, 429]
-    service.deploy()
+    # Leaving user_config out would change nothing: Serve has nothing to hand in then.
+    service.deploy(user_config={"generation": 2})
+    with service.http() as http, ThreadPoolExecutor(4) as pool:
+        replies = [call.result() for call in [pool.submit(http.post, "/sample", json=SHORT) for _ in range(3)]]
+    assert [reply.status_code for reply in replies] == [200, 200, 200]
     assert service.replicas() == before
 
 
@@ -322,11 +330,48 @@ def test_serve_s_own_queue_is_bounded_too(service: Deployed) -> None:
     assert service.replicas() == before
 
 
-def test_log_lines_are_json_and_hold_no_prompt(service: Deployed) -> None:
+def test_each_request_has_a_line_of_json_without_its_prompt(service: Deployed) -> None:
+    with service.http(headers={"x-request-id": "find-me"}) as http:
+        body = {"prompt": "Rjustonce=", "parameters": {"max_tokens": 2}}
+        assert http.post("/sample", json=body).headers["x-request-id"] == "find-me"
+    folder = FOLDER / "session_latest" / "logs" / "serve"
+
+    def lines() -> list[dict[str, Any]]:
+        text = "".join(path.read_text() for path in folder.glob("replica_*.log"))
+        assert "justonce" not in text
+        entries = [json.loads(line) for line in text.splitlines()]
+        return [entry for entry in entries if "POST /sample" in entry["message"] and "find-me" in json.dumps(entry)]
+
+    (line,) = eventually(lines, "the request's line")
+    assert line["caller"] == "tests"
+    assert line["num_completion_tokens"] == 2
+
+
+def metrics_port() -> int:
+    import ray
+
+    (node,) = ray.nodes()  # type: ignore[no-untyped-call]
+    port: int = node["MetricsExportPort"]
+    return port
+
+
+def test_the_dashboard_s_metrics_are_on_ray_s_page(service: Deployed) -> None:
     with service.client() as client:
-        client.sample("Rjustonce=", parameters=SamplingParameters(max_tokens=2))
-    logs = list((FOLDER / "session_latest" / "logs" / "serve").glob("replica_*.log"))
-    text = "".join(path.read_text() for path in logs)
-    assert "/sample" in text
-    assert "justonce" not in text
-    assert all(json.loads(line) for line in text.splitlines())
+        # Longer than a block of keys and values, so that the two samples share one.
+        parameters = SamplingParameters(max_tokens=9, seed=9)
+        for _ in range(2):
+            client.sample("Sdbgaf=" * 5, num_samples=2, parameters=parameters, store="local")
+        client.score(ScoreRequest(prompt=Prompt(text="Sdbgaf="), completion_text=">a."))
+    with service.http() as http:
+        assert http.get("/nothing").status_code == 404
+    page = f"http://127.0.0.1:{metrics_port()}/metrics"
+    # Counters appear with their first count, and these count what does not happen here.
+    never = {"ray_cong_preemptions_total", "ray_cong_stream_failures_total"}
+
+    def missing() -> set[str]:
+        exported = set(re.findall(r"^(ray_\w+)", httpx.get(page, timeout=10.0).text, re.MULTILINE))
+        return set(drawn()) - never - exported
+
+    with suppress(AssertionError):
+        eventually(lambda: not missing(), "every metric that a panel asks for", limit_s=60.0)
+    assert missing() == set()

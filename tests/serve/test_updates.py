@@ -1,5 +1,8 @@
 """A new version takes the place of the old one under load; one that does not work leaves the old one serving."""
 
+from functools import partial
+from typing import Any
+
 import pytest
 from ray import serve
 
@@ -28,10 +31,7 @@ def test_a_rolling_update_of_the_weights_loses_no_request(deployed: Deployed) ->
         with service.http() as http, under_load(http) as load:
             load.wait_for(10)
             service.begin(*overrides, num_replicas=2, max_surge_percent=surge)
-            eventually(
-                lambda before=before: len(service.replicas()) == 2 and not before & set(service.replicas()),
-                "two replicas of the new version",
-            )
+            eventually(partial(has_only_new, service, before), "two replicas of the new version")
             load.wait_for(10)
         assert load.failures == [], f"surge {surge}"
         # One pair per sample, and the same pair for all samples of a request: never a mixture of versions.
@@ -43,7 +43,7 @@ def test_a_version_that_does_not_work_leaves_the_old_one_serving(deployed: Deplo
     """One whose constructor fails, and one that starts and fails its health check."""
     service = deployed
     service.deploy()
-    bad = (
+    bad: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         (("uses_lab_pair=false", "models.aligned.source=nowhere", "models.base.source=nowhere"), {}),
         ((), {"import_path": "tests.serve.faults:build_sick"}),
     )
@@ -61,6 +61,11 @@ def test_a_version_that_does_not_work_leaves_the_old_one_serving(deployed: Deplo
             load.wait_for(5)
         assert load.failures == []
         assert len({one.networks for one in load.outcomes}) == 1
+
+
+def has_only_new(service: Deployed, before: set[str]) -> bool:
+    found = set(service.replicas())
+    return len(found) == 2 and not found & before
 
 
 def has_failed() -> bool:

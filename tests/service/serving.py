@@ -12,8 +12,8 @@ from cong.config.engine import EngineConfig
 from cong.config.service import ServiceConfig
 from cong.config.stream import ReadSettings, WriteSettings
 from cong.engine import Engine, EngineProtocol, EngineStats, Event, Generate, Rate
-from cong.models import NetworkSet, join_networks, load_network
-from cong.schemas import NetworkIdentity, SampleRecord, SampleRequest, SamplingParameters
+from cong.models import Network, NetworkSet, join_networks, load_network
+from cong.schemas import NetworkIdentity, Role, SampleRecord, SampleRequest, SamplingParameters
 from cong.service import Archive, SampleService, facts_of
 from cong.stream import StreamReader, StreamWriter
 from cong.stream.filesystem import FileSystem, LocalFileSystem
@@ -53,14 +53,12 @@ async def until(is_so: Callable[[], bool], limit_s: float = 10.0) -> float:
 
 def pair(world: World) -> NetworkSet:
     """A freshly loaded pair whose tokenizer has a chat template."""
-    return join_networks(
-        [
-            load_network(
-                str(world.folder("llama", seed)), role=role, dtype="float32", device="cpu", chat_template=CHAT_TEMPLATE
-            )
-            for role, seed in (("aligned", 1), ("base", 2))
-        ]
-    )
+
+    def load(role: Role, seed: int) -> Network:
+        folder = str(world.folder("llama", seed))
+        return load_network(folder, role=role, dtype="float32", device="cpu", chat_template=CHAT_TEMPLATE)
+
+    return join_networks([load("aligned", 1), load("base", 2)])
 
 
 def make_engine(world: World) -> Engine:

@@ -89,17 +89,16 @@ def test_echo_scores_the_prompt_as_evaluation_harnesses_ask(client: openai.OpenA
     ids = [10, 7, 14, 14, 17, 55, 27]
     only = client.completions.create(model="cong", prompt=[ids, ids[:3]], max_tokens=0, echo=True, logprobs=1)
     assert [choice.text for choice in only.choices] == ["hello y", "hel"]
-    engine_scores = []
+    engine_scores: list[list[float]] = []
     for choice in only.choices:
         assert choice.logprobs is not None
         assert choice.logprobs.token_logprobs is not None
         assert choice.logprobs.top_logprobs is not None
-        first, *rest = choice.logprobs.token_logprobs
-        assert first is None
-        assert choice.logprobs.top_logprobs[0] is None
-        tops: list[Any] = choice.logprobs.top_logprobs[1:]
-        assert [max(top.values()) for top in tops] == rest
-        engine_scores.append(rest)
+        values: list[Any] = [*choice.logprobs.token_logprobs]
+        tops: list[Any] = [*choice.logprobs.top_logprobs]
+        assert (values.pop(0), tops.pop(0)) == (None, None), "nothing stands before the first token"
+        assert [max(top.values()) for top in tops] == values
+        engine_scores.append(values)
     assert only.usage is not None
     assert (only.usage.prompt_tokens, only.usage.completion_tokens) == (10, 0)
 

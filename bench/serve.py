@@ -1,0 +1,384 @@
+"""What HTTP and Serve cost on top of the engine, what happens beyond capacity, and whether anything leaks.
+
+    python bench/serve.py --launcher uvicorn ray --json docs/results/serve.json
+    python bench/serve.py --launcher ray --only soak --soak-minutes 20
+
+Engine alone and service take turns on the same pair and the same work; figures are medians over `--rounds`. The load
+generator shares the machine with what it measures. Beyond capacity a request must be answered or refused at once, and
+memory and handles must stay flat while a tenth of the callers leaves early.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from load import Outcome, Shot, Target, arrivals, fire, keep_busy, percentile, sample_body, summarise
+from processes import Watch
+from workload import Work, conditions, make_pair, summary, write_json
+
+from cong.client import Client
+from cong.config import RunConfig
+from cong.config.loading import check
+from cong.engine import Engine, EngineProtocol, Generate
+from cong.models import load_networks
+from cong.schemas import Prompt, SamplingParameters
+
+ROOT = Path(__file__).parent.parent
+READY_S = 180.0
+STOP_S = 90.0
+LOADS = (0.5, 0.8, 1.2, 10.0)
+PARTS = ("throughput", "cost", "overload", "soak")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that was started here."""
+
+    url: str
+    pid: int
+
+    @property
+    def target(self) -> Target:
+        """Where load goes."""
+        return Target.at(self.url)
+
+
+def settings(pair: tuple[Path, Path], options: argparse.Namespace) -> dict[str, Any]:
+    """The same for the engine alone and for the service."""
+    return {
+        "num_threads": options.threads,
+        "models": {
+            "aligned": {"source": str(pair[0])},
+            "base": {"source": str(pair[1])},
+            "dtype": options.dtype,
+            "device": options.device,
+        },
+        "engine": {"max_running": 64, "kv_memory_bytes": 2**29},
+        # So many wait as one can serve in a few seconds; the rest is refused.
+        "service": {"max_waiting": options.max_waiting, "max_samples": 1, "max_concurrent_per_key": 4096},
+    }
+
+
+@contextlib.contextmanager
+def start_service(launcher: str, config: dict[str, Any], folder: Path) -> Iterator[Running]:
+    """The application on a bare ASGI server, or on a Ray of its own, in processes of their own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    if launcher == "uvicorn":
+        file = folder / "service.yaml"
+        file.write_text(yaml.safe_dump({**config, "service": {**config["service"], "port": port}}))
+        command = [sys.executable, "-m", "bench.uvicorn_process", str(file)]
+    else:
+        overrides = ["uses_lab_pair=false", *_flat(config)]
+        command = [sys.executable, "-m", "serve", "--port", str(port), "--num-cpus", "2"]
+        command += [part for override in overrides for part in ("--set", override)]
+    log = (folder / f"{launcher}.log").open("ab")
+    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with Client(url, "") as client:
+            client.wait_ready(READY_S)
+        yield Running(url, process.pid)
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_S)
+        log.close()
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> list[str]:
+    """Nested settings as assignments."""
+    rows = []
+    for name, value in content.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}={value}"]
+    return rows
+
+
+def engine_tokens_per_s(engine: EngineProtocol, work: Work, number: int) -> float:
+    """The whole work by the engine alone."""
+    parameters = SamplingParameters.contrastive(0.4, max_tokens=work.num_new_tokens, ignore_eos=True)
+    started = time.perf_counter()
+    for index, ids in enumerate(work.prompts(number)):
+        engine.submit(Generate(f"{number}-{index}", Prompt(token_ids=tuple(ids)), parameters, (0,)))
+    while engine.has_work:
+        engine.events()
+    return work.num_drawn / (time.perf_counter() - started)
+
+
+def bodies(work: Work, number: int, form: str = "none") -> list[bytes]:
+    """The same work as requests."""
+    return [
+        sample_body({"token_ids": ids}, num_tokens=work.num_new_tokens, seed=index, form=form)
+        for index, ids in enumerate(work.prompts(number))
+    ]
+
+
+def service_tokens_per_s(running: Running, work: Work, number: int, form: str = "none") -> float:
+    """The whole work by the service, with as many clients as there are sequences."""
+    seconds, outcomes = asyncio.run(keep_busy(running.target, bodies(work, number, form), work.num_sequences))
+    assert all(one.is_complete for one in outcomes), summarise(outcomes, seconds)
+    return work.num_drawn / seconds
+
+
+def throughput(engine: Engine, running: Running, options: argparse.Namespace) -> dict[str, Any]:
+    """Tokens per second with 64 at a time: engine alone, documents, streams of tokens, in turn."""
+    work = Work(options.clients, options.prompt_tokens, options.new_tokens)
+    rates: dict[str, list[float]] = {"engine alone": [], "documents": [], "streams of tokens": []}
+    for number in range(options.rounds + 1):
+        found = {
+            "engine alone": engine_tokens_per_s(engine, work, number),
+            "documents": service_tokens_per_s(running, work, 1000 + number),
+            "streams of tokens": service_tokens_per_s(running, work, 2000 + number, "tokens"),
+        }
+        if number:  # the first round warms up
+            for name, rate in found.items():
+                rates[name].append(rate)
+    own = statistics.median(rates["engine alone"])
+    return {
+        "work": vars(work),
+        "tokens_per_s": {name: summary(values) for name, values in rates.items()},
+        "share_of_engine": {name: statistics.median(values) / own for name, values in rates.items()},
+    }
+
+
+def cost(engine: Engine, running: Running, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds that one caller alone pays for a request and for a token, beyond what the engine takes."""
+    lengths = (1, options.new_tokens)
+    times: dict[str, dict[int, list[float]]] = {
+        name: {length: [] for length in lengths} for name in ("engine alone", "documents", "streams of tokens")
+    }
+    for number in range(options.rounds * 5 + 1):
+        for length in lengths:
+            work = Work(1, options.prompt_tokens, length)
+            found = {
+                "engine alone": length / engine_tokens_per_s(engine, work, 3000 + number),
+                "documents": length / service_tokens_per_s(running, work, 4000 + number),
+                "streams of tokens": length / service_tokens_per_s(running, work, 5000 + number, "tokens"),
+            }
+            if number:
+                for name, seconds in found.items():
+                    times[name][length].append(seconds)
+    medians = {name: {length: statistics.median(times[name][length]) for length in lengths} for name in times}
+    per_token = {name: (found[lengths[1]] - found[1]) / (lengths[1] - 1) for name, found in medians.items()}
+    base = medians["engine alone"]
+    return {
+        "seconds": {name: {str(length): summary(times[name][length]) for length in lengths} for name in times},
+        "request_s": {name: found[1] - base[1] for name, found in medians.items() if name != "engine alone"},
+        "token_s": {
+            name: each - per_token["engine alone"] for name, each in per_token.items() if name != "engine alone"
+        },
+    }
+
+
+def _shots(rate: float, seconds: float, options: argparse.Namespace, seed: int, leaving: float = 0.0) -> list[Shot]:
+    rng = random.Random(seed)
+    prompts = Work(64, options.prompt_tokens, options.new_tokens).prompts(seed)
+    return [
+        Shot(
+            due_s,
+            sample_body(
+                {"token_ids": rng.choice(prompts)}, num_tokens=options.new_tokens, seed=seed + number, form="tokens"
+            ),
+            rng.randrange(1, options.new_tokens // 2) if rng.random() < leaving else None,
+        )
+        for number, due_s in enumerate(arrivals(rate, seconds, seed))
+    ]
+
+
+def overload(running: Running, options: argparse.Namespace) -> dict[str, Any]:
+    """Open loop below, at and far beyond what the service can do."""
+    work = Work(options.clients, options.prompt_tokens, options.new_tokens)
+    rate = statistics.median(service_tokens_per_s(running, work, 6000 + n, "tokens") for n in range(3))
+    capacity = rate / options.new_tokens
+    rows = []
+    for number, load in enumerate(LOADS):
+        shots = _shots(load * capacity, options.seconds, options, 100 * number)
+        outcomes = asyncio.run(fire(running.target, shots, options.seconds + 60.0))
+        rows.append({"load": load, **summarise(outcomes, options.seconds)})
+        _store_lines(options, f"load-{load}", outcomes)
+    least = rows[0]
+    return {
+        "capacity_requests_per_s": capacity,
+        "loads": rows,
+        "promises": {
+            "only 200 and 429, with Retry-After": all(
+                set(row["statuses"]) <= {"200", "429"}
+                and not row["refused_without_retry_after"]
+                and not row["incomplete"]
+                for row in rows
+            ),
+            "p99 of refusals under 100 ms": all((row["refusal_s_p99"] or 0.0) < 0.1 for row in rows),
+            "p99 of accepted at 10 x under twice that at 0.5 x": (rows[-1]["total_s_p99"] or 0.0)
+            < 2 * (least["total_s_p99"] or 0.0),
+        },
+    }
+
+
+def soak(running: Running, options: argparse.Namespace) -> dict[str, Any]:
+    """Steady load at half of capacity while a tenth of the callers leaves; memory and handles of every process."""
+    work = Work(options.clients, options.prompt_tokens, options.new_tokens)
+    rate = 0.5 * service_tokens_per_s(running, work, 7000, "tokens") / options.new_tokens
+    seconds = 60.0 * options.soak_minutes
+    warm_up_s = min(300.0, 0.25 * seconds)
+    watch = Watch(running.pid)
+
+    async def run() -> list[Outcome]:
+        async def look() -> None:
+            while True:
+                watch.look(asyncio.get_running_loop().time() - started_s)
+                await asyncio.sleep(max(1.0, min(5.0, seconds / 60)))
+
+        started_s = asyncio.get_running_loop().time()
+        looking = asyncio.create_task(look())
+        try:
+            shots = _shots(rate, seconds, options, 9000, leaving=0.1)
+            return await fire(running.target, shots, seconds + 60.0)
+        finally:
+            looking.cancel()
+
+    outcomes = asyncio.run(run())
+    _store_lines(options, "soak", outcomes)
+    late = [one for one in outcomes if one.due_s >= warm_up_s]
+    half = (warm_up_s + seconds) / 2
+    halves = [
+        [one.total_s for one in late if one.is_complete and (one.due_s >= half) is last] for last in (False, True)
+    ]
+    first_p99, last_p99 = (percentile(times, 0.99) for times in halves)
+    trends = watch.trends(warm_up_s)
+    return {
+        "minutes": options.soak_minutes,
+        "warm_up_s": warm_up_s,
+        "rate_per_s": rate,
+        **summarise(late, seconds - warm_up_s),
+        "p99_first_half_s": first_p99,
+        "p99_last_half_s": last_p99,
+        "processes": trends,
+        "promises": {
+            "no 5xx and no cut stream": all(one.status in (200, 429) for one in late)
+            and not any(one.status == 200 and not one.is_complete and not one.has_left for one in late),
+            "memory grows by less than 1 MiB a minute": all(row["resident_mib_per_minute"] < 1.0 for row in trends),
+            "p99 drifts by less than a fifth": bool(first_p99 and last_p99 and last_p99 < 1.2 * first_p99),
+        },
+    }
+
+
+def _store_lines(options: argparse.Namespace, name: str, outcomes: list[Outcome]) -> None:
+    if options.lines is not None:
+        options.lines.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(asdict(one)) + "\n" for one in outcomes)
+        (options.lines / f"{name}.jsonl").write_text(lines)
+
+
+def show(launcher: str, result: dict[str, Any], console: Console) -> None:
+    """What was found about one launcher, as tables."""
+    if found := result.get("throughput"):
+        table = Table("what", "tokens/s (median)", "spread", "of the engine", title=f"{launcher}: {found['work']}")
+        for name, rate in found["tokens_per_s"].items():
+            spread = f"{rate['min']:,.0f}-{rate['max']:,.0f}"
+            table.add_row(name, f"{rate['median']:,.0f}", spread, f"{found['share_of_engine'][name]:.2f}")
+        console.print(table)
+    if found := result.get("cost"):
+        for name in found["request_s"]:
+            per_request, per_token = 1e3 * found["request_s"][name], 1e3 * found["token_s"][name]
+            console.print(f"{launcher}, {name}: {per_request:.2f} ms a request, {per_token:.3f} ms a token")
+    if found := result.get("overload"):
+        columns = ("load", "complete", "refused", "first token p99", "total p99", "refusal p99", "sent late p99")
+        table = Table(*columns, title=f"{launcher}: capacity {found['capacity_requests_per_s']:.1f} requests/s")
+        for row in found["loads"]:
+            names = ("first_token_s_p99", "total_s_p99", "refusal_s_p99", "late_s_p99")
+            times = [f"{row[name]:.3f} s" if row[name] is not None else "" for name in names]
+            table.add_row(f"{row['load']} x", str(row["complete"]), str(row["statuses"].get("429", 0)), *times)
+        console.print(table)
+    if found := result.get("soak"):
+        table = Table("process", "MiB", "MiB a minute", "handles", title=f"{launcher}: {found['minutes']} minutes")
+        for row in found["processes"]:
+            handles = f"{row['handles_first']} to {row['handles_last']}"
+            size, slope = f"{row['resident_mib_last']:.0f}", f"{row['resident_mib_per_minute']:+.2f}"
+            table.add_row(row["name"], size, slope, handles)
+        console.print(table)
+    for part in result.values():
+        for promise, is_kept in part.get("promises", {}).items():
+            console.print(f"{'kept  ' if is_kept else 'BROKEN'} {promise}", style="green" if is_kept else "bold red")
+
+
+def measure(launcher: str, engine: Engine, pair: tuple[Path, Path], options: argparse.Namespace) -> dict[str, Any]:
+    """Every part that was asked for, on one launcher."""
+    with tempfile.TemporaryDirectory() as name, start_service(launcher, settings(pair, options), Path(name)) as running:
+        result: dict[str, Any] = {}
+        for part in options.only:
+            if part == "throughput":
+                result[part] = throughput(engine, running, options)
+            elif part == "cost":
+                result[part] = cost(engine, running, options)
+            elif part == "overload":
+                result[part] = overload(running, options)
+            else:
+                result[part] = soak(running, options)
+        return result
+
+
+def main() -> int:
+    """Measure, show, store; exit code 1 where a promise is broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="store the figures with their conditions")
+    parser.add_argument("--lines", type=Path, help="folder for the outcome of every single request")
+    parser.add_argument("--launcher", nargs="*", choices=("uvicorn", "ray"), default=["uvicorn", "ray"])
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=["throughput", "cost", "overload"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--prompt-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each load in the open loop")
+    parser.add_argument("--max-waiting", type=int, default=64, help="of the service: samples without a seat")
+    parser.add_argument("--soak-minutes", type=float, default=20.0)
+    parser.add_argument("--threads", type=int, default=0, help="of tensor work; 0 = as many as there are cores")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="where the networks are kept")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    console = Console()
+    pair = make_pair(options.cache.absolute())
+    config = check(RunConfig, settings(pair, options), "bench")
+    before = conditions()
+    engine = Engine(load_networks(config.models), config.engine)
+    results = {}
+    for launcher in options.launcher:
+        results[launcher] = measure(launcher, engine, pair, options)
+        show(launcher, results[launcher], console)
+    if options.json is not None:
+        asked = {name: value for name, value in vars(options).items() if isinstance(value, int | float | str | list)}
+        write_json(options.json, {"conditions": before, "options": asked, "results": results})
+    promises = [
+        kept for result in results.values() for part in result.values() for kept in part.get("promises", {}).values()
+    ]
+    return 0 if all(promises) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

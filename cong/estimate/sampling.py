@@ -1,0 +1,139 @@
+"""What sampling takes: memory of networks and caches, steps bound by bandwidth or arithmetic, bytes of records."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from cong.config import RunConfig
+from cong.config.models import NetworkConfig
+from cong.errors import ConfigError
+from cong.estimate.accelerators import Machines
+from cong.estimate.network_size import NetworkSize, size_like, size_of
+
+_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+RECORD_BYTES = 700
+"""Of a stored sample beside its tokens and texts: keys, parameters, fingerprints, times. Most repeat and compress."""
+TOKEN_TEXT_BYTES = 4.0
+"""Of English text behind one token."""
+_NUMBER_BYTES = 4
+"""Of one token id, log-probability or head size in a record."""
+
+
+@dataclass(frozen=True)
+class SamplingWork:
+    """How much is to be sampled."""
+
+    num_prompts: int
+    num_samples: int = 1
+    """Of every prompt."""
+    prompt_tokens: float = 200.0
+    """Mean."""
+    new_tokens: float | None = None
+    """Mean of one sample; None = `sampling.max_tokens`, which none exceeds."""
+    like: str = ""
+    """Public family that networks are like which are not there yet; empty = like the other of a pair."""
+
+
+@dataclass(frozen=True)
+class SamplingEstimate:
+    """What it takes, all devices together where nothing else is said."""
+
+    machines: Machines
+    num_networks: int
+    num_samples: int
+    num_new_tokens: float
+    weights_bytes: float
+    """On every device; a copy that networks share counts once."""
+    cache_bytes_per_token: float
+    """Keys and values of one token under all networks."""
+    cache_bytes: float
+    """What a device has left for them."""
+    num_running: int
+    """Samples that one device computes at a time."""
+    step_s: float
+    """In which every running sample gets a token."""
+    tokens_per_s: float
+    """New tokens of one device, its time for prompts included."""
+    device_hours: float
+    stream_bytes: float
+    """Before compression; random log-probabilities hardly compress."""
+
+    @property
+    def hours(self) -> float:
+        """Of waiting, with the work spread evenly."""
+        return self.device_hours / self.machines.num_devices
+
+
+def networks_of(config: RunConfig) -> list[NetworkConfig]:
+    """The networks that sample together."""
+    models = config.models
+    return [network for network in (models.strong, models.aligned, models.base) if network.source]
+
+
+def estimate_sampling(config: RunConfig, work: SamplingWork, machines: Machines) -> SamplingEstimate:
+    """What sampling takes with one copy of the networks on each device."""
+    named = networks_of(config)
+    if len(named) != len(config.sampling.weights):
+        raise ConfigError(
+            f"sampling.weights has {len(config.sampling.weights)} entries, and models names {len(named)} networks"
+        )
+    sizes = _sizes(config, named, work.like)
+    width = _WIDTHS[config.models.dtype]
+    copies = {(network.source, network.revision): size for network, size in zip(named, sizes, strict=True)}
+    weights_bytes = float(sum(size.num_parameters for size in copies.values()) * width)
+    per_token = float(sum(size.num_keys_per_token for size in sizes) * width)
+    new_tokens = float(config.sampling.max_tokens) if work.new_tokens is None else work.new_tokens
+    accelerator = machines.accelerator
+    free = accelerator.memory_bytes * machines.usable_memory_share - weights_bytes
+    whole = (work.prompt_tokens + new_tokens) * per_token
+    if free < whole:
+        raise ConfigError(
+            f"{accelerator.name} has {accelerator.memory_bytes / 1e9:.0f} GB; the weights take "
+            f"{weights_bytes / 1e9:.1f} GB and one sample's cache {whole / 1e9:.2f} GB; take a larger device, "
+            "a smaller dtype, or a pair that shares its base"
+        )
+    num_running = int(min(config.engine.max_running, free // whole))
+    context = work.prompt_tokens + new_tokens / 2
+    step_s = _step_s(sizes, weights_bytes, per_token, num_running, context, machines)
+    body = sum(size.num_body for size in sizes)
+    prompt_s = 2 * body * work.prompt_tokens / (accelerator.operations_per_s * machines.sampling_operations_share)
+    num_samples = work.num_prompts * work.num_samples
+    # Samples of one prompt share its keys, so a prompt is computed once.
+    device_s = num_samples * new_tokens * step_s / num_running + work.num_prompts * prompt_s
+    numbers = (3 + len(sizes)) * new_tokens + work.prompt_tokens
+    text = TOKEN_TEXT_BYTES * (work.prompt_tokens + new_tokens)
+    return SamplingEstimate(
+        machines=machines,
+        num_networks=len(sizes),
+        num_samples=num_samples,
+        num_new_tokens=num_samples * new_tokens,
+        weights_bytes=weights_bytes,
+        cache_bytes_per_token=per_token,
+        cache_bytes=free,
+        num_running=num_running,
+        step_s=step_s,
+        tokens_per_s=num_samples * new_tokens / device_s,
+        device_hours=device_s / 3600,
+        stream_bytes=num_samples * (RECORD_BYTES + _NUMBER_BYTES * numbers + text),
+    )
+
+
+def _sizes(config: RunConfig, named: list[NetworkConfig], like: str) -> list[NetworkSize]:
+    """The networks' sizes. One that an earlier stage is to make is as large as the one it is made from."""
+    otherwise = size_like(like) if like else None
+    if otherwise is None and len(named) > 1:
+        for network in named:
+            with suppress(ConfigError):
+                otherwise = size_of(network, config.models)
+    return [size_of(network, config.models, otherwise) for network in named]
+
+
+def _step_s(
+    sizes: list[NetworkSize], weights_bytes: float, per_token: float, num_running: int, context: float, on: Machines
+) -> float:
+    """A step reads every weight once and every key it looks at, and multiplies; the slower of the two decides."""
+    moved = weights_bytes + num_running * context * per_token
+    operations = 2 * num_running * sum(size.num_body + size.num_head for size in sizes)
+    moving_s = moved / (on.accelerator.bandwidth_bytes_per_s * on.bandwidth_share)
+    computing_s = operations / (on.accelerator.operations_per_s * on.sampling_operations_share)
+    return max(moving_s, computing_s)

@@ -1,0 +1,185 @@
+"""Where every stage of a pipeline stands, and why: what is done, what is missing, what has changed.
+
+Looks at files and changes none. Knows no executor.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from cong.config import RunConfig
+from cong.errors import ConfigError
+from cong.pipeline.book import (
+    CEILING,
+    CEILING_NAME,
+    FLOOR_NAME,
+    HELD_OUT,
+    STAGES,
+    STRONG_BASE,
+    WEAK_ALIGNED,
+    WEAK_BASE,
+    methods_of,
+    needed,
+    through_text,
+)
+from cong.pipeline.given import Given, candidate_product
+from cong.pipeline.marker import Marker, damage_of, is_begun, read_marker
+from cong.pipeline.recipe import Recipe, changes, key_of, recipe_of
+from cong.pipeline.stage import Product, Stage
+
+State = Literal["done", "continues", "new", "changed", "damaged", "waits"]
+
+_KEY_CHARS = 16
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One stage at this moment."""
+
+    stage: Stage
+    state: State
+    reason: str
+    recipe: Recipe | None = None
+    """None: an input is not there yet, so it is not known what decides about it."""
+    folder: Path | None = None
+    marker: Marker | None = None
+    """Of its product, where it is done."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it can run now."""
+        return self.state in ("continues", "new", "changed", "damaged")
+
+
+class Board:
+    """A pipeline: its stages in the order in which they run, and where each stands."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.root = config.output_dir
+        self.given = Given(config)
+        self.stages = _stages_of(config, self.given)
+        self._made: dict[str, Product] = {}
+
+    @cached_property
+    def makers(self) -> Mapping[str, Stage]:
+        """Which stage makes a product."""
+        return {stage.product: stage for stage in self.stages}
+
+    def folder_of(self, stage: Stage) -> Path:
+        """Where all runs of a stage lie."""
+        return self.root / "stages" / stage.name
+
+    def inputs_of(self, stage: Stage, expected: Mapping[str, Product] | None = None) -> dict[str, Product] | None:
+        """What a stage takes, by role; None where something is not there and not expected either."""
+        found = {}
+        for role, name in stage.inputs.items():
+            product = self._made.get(name) or (expected or {}).get(name)
+            if product is None:
+                if name in self.makers or name not in self.given.names:
+                    return None
+                product = self.given[name]
+            found[role] = product
+        return found
+
+    def look(self, stage: Stage, expected: Mapping[str, Product] | None = None) -> Standing:
+        """Where a stage stands, once those before it have been looked at."""
+        inputs = self.inputs_of(stage, expected)
+        if inputs is None:
+            waiting = [name for name in stage.inputs.values() if name in self.makers and name not in self._made]
+            return Standing(stage, "waits", f"for {', '.join(dict.fromkeys(waiting))}")
+        recipe = recipe_of(stage, inputs, self.config)
+        folder = self.folder_of(stage) / key_of(recipe)[:_KEY_CHARS]
+        marker = read_marker(folder)
+        if marker is not None and marker.recipe == recipe:
+            damage = damage_of(folder, marker)
+            if damage:
+                return Standing(stage, "damaged", damage, recipe, folder)
+            self._made[stage.product] = marker.product(folder)
+            return Standing(stage, "done", f"made {marker.finished_at[:16].replace('T', ' ')}", recipe, folder, marker)
+        if is_begun(folder):
+            return Standing(stage, "continues", "was begun and is not complete", recipe, folder)
+        latest = self.latest(stage)
+        if latest is None:
+            return Standing(stage, "new", "has not run yet", recipe, folder)
+        return Standing(stage, "changed", ", ".join(changes(latest.recipe, recipe)), recipe, folder)
+
+    def latest(self, stage: Stage) -> Marker | None:
+        """The run of a stage that was completed last, whatever it was made from."""
+        folder = self.folder_of(stage)
+        folders = [each for each in folder.iterdir() if each.name[0] != "."] if folder.is_dir() else []
+        found = (read_marker(each) for each in folders)
+        return max((each for each in found if each is not None), key=lambda one: one.finished_at, default=None)
+
+    def survey(self) -> list[Standing]:
+        """Where every stage stands."""
+        self._made.clear()
+        return [self.look(stage) for stage in self.stages]
+
+    def products(self, stage: Stage) -> dict[str, Product]:
+        """What a stage takes, by role, all of it there."""
+        inputs = self.inputs_of(stage)
+        assert inputs is not None, f"{stage.name} waits for another stage"
+        return inputs
+
+    def product(self, name: str) -> Product:
+        """What a stage has made; all before it are done."""
+        return self._made[name]
+
+    def after(self, stage: Stage) -> list[Stage]:
+        """The stages that take what this one makes, and those that take what they make."""
+        found = {stage.product}
+        for other in self.stages:
+            if found & set(other.inputs.values()):
+                found.add(other.product)
+        return [other for other in self.stages if other.product in found and other is not stage]
+
+    def causes(self, standings: list[Standing]) -> Iterator[str]:
+        """One line for every stage that has a reason of its own to run: the reason, and what runs with it."""
+        for standing in standings:
+            if standing.is_due:
+                names = [standing.stage.name, *(stage.name for stage in self.after(standing.stage))]
+                again = "run again" if standing.state == "changed" else "run"
+                runs = f"{', '.join(names)} {again if len(names) > 1 else again.replace('run', 'runs', 1)}"
+                yield f"{standing.stage.name}: {standing.reason}, so {runs}"
+
+
+def _stages_of(config: RunConfig, given: Given) -> list[Stage]:
+    """Everything that has to be made for the methods that are asked for, and the judgement of it."""
+    methods = methods_of(config.pipeline.methods)
+    book = STAGES
+    if given.is_strong_of_other_tokens:
+        wrong = [name for name, method in zip(config.pipeline.methods, methods, strict=True) if method.shares_tokens]
+        if wrong:
+            raise ConfigError(
+                f"pipeline.methods names {wrong[0]!r}, which compares single tokens, and the tokenizers of "
+                "models.base and models.strong differ; leave it out"
+            )
+        book = through_text(STAGES, STRONG_BASE)
+    candidates = {FLOOR_NAME: WEAK_ALIGNED}
+    for method in methods:
+        candidates |= method.candidates
+    if config.pipeline.ceiling.source or config.pipeline.gold_answers is not None:
+        candidates[CEILING_NAME] = CEILING
+    clash = candidates.keys() & config.evaluation.candidates.keys()
+    if clash:
+        raise ConfigError(f"evaluation.candidates names {min(clash)!r}, which is the pipeline's own; give another name")
+    stages = needed(book, candidates.values(), given.names)
+    if HELD_OUT in given.names:
+        stages.append(_evaluation(candidates, config))
+    inputs = {stage.product: stage.product for stage in stages}
+    return [*stages, Stage("report", "report", "tables, curves and samples of everything above", inputs)]
+
+
+def _evaluation(candidates: Mapping[str, str], config: RunConfig) -> Stage:
+    if not config.evaluation.judges:
+        raise ConfigError("evaluation.prompts is set and evaluation.judges is empty; name at least one judge")
+    if config.evaluation.misfit is not None:
+        named = (config.evaluation.misfit.student, config.evaluation.misfit.weak)
+        raise ConfigError(f"evaluation.misfit names {named}, which are not known to be there; leave it out")
+    extra = {name: candidate_product(name) for name in config.evaluation.candidates}
+    pair = {"aligned": WEAK_ALIGNED, "base": WEAK_BASE}
+    inputs = {"prompts": HELD_OUT, **pair, **candidates, **extra}
+    return Stage("evaluate", "evaluate", "every model judged on held-out prompts", inputs)

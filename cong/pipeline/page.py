@@ -1,0 +1,306 @@
+"""What is shown of a pipeline: results first, then what was made from what, how training went, and what it took.
+
+Knows no files; everything is handed in.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cong.evaluation import EvaluationResult
+from cong.evaluation.results import Estimated
+from cong.evaluation.tables import bar_value, comparisons_table, correlations_table, gaps_table, rewards_table
+from cong.pipeline.board import Standing
+from cong.pipeline.costs import Cost
+from cong.pipeline.stage import Product
+from cong.report import (
+    Axis,
+    Bar,
+    BarPlot,
+    Cell,
+    Column,
+    Details,
+    Figure,
+    Histogram,
+    Line,
+    LinePlot,
+    Page,
+    Panels,
+    Prose,
+    Reference,
+    Samples,
+    ScatterPlot,
+    Section,
+    Table,
+)
+from cong.report.page import Block
+
+_MOST_FAILURES = 50
+_SHORT = 12
+"""Characters of a fingerprint that tables show."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How one stage's training went."""
+
+    name: str
+    about: str
+    metrics: Sequence[Mapping[str, Any]]
+    """One line per optimiser step."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the samples of one stage are like."""
+
+    name: str
+    about: str
+    num_records: int
+    num_cut: int
+    """Ended by the limit of length."""
+    lengths: Sequence[int]
+    """Tokens."""
+    rewards: Sequence[float]
+    """Implicit reward per token, where a pair has drawn them."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What an evaluation has left."""
+
+    result: EvaluationResult
+    answers: Sequence[Mapping[str, Any]]
+    """Every answer with its reward by each judge."""
+    samples: Sequence[Samples]
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that the page is made of."""
+
+    methods: Sequence[str]
+    stages: Sequence[tuple[Standing, Cost]]
+    given: Mapping[str, Product]
+    trained: Sequence[Trained]
+    drawn: Sequence[Drawn]
+    failures: Sequence[tuple[str, Mapping[str, Any]]]
+    judged: Judged | None
+    configuration: str
+    software: Mapping[str, str]
+
+
+def pipeline_page(material: Material) -> Page:
+    """The whole pipeline as one page."""
+    judged = material.judged
+    sections = []
+    if judged is not None:
+        sections.append(Section("Results", _results(judged.result)))
+        if len(judged.result.judges) > 1:
+            sections.append(Section("Judges against each other", _relations(judged)))
+        if judged.samples:
+            sections.append(Section("Answers side by side", list(judged.samples)))
+    sections.append(Section("What was made from what", [_given_table(material), _stages_table(material)]))
+    if material.trained:
+        sections.append(Section("Training", _curves(material.trained)))
+    if material.drawn:
+        sections.append(Section("Samples", _lengths(material.drawn)))
+    if material.failures:
+        sections.append(Section("Given up", [_failures_table(material.failures)]))
+    sections.append(Section("What it took", [Prose(bottleneck(material.stages)), _cost_table(material.stages)]))
+    sections.append(Section("Configuration", [Details("the whole configuration", material.configuration)]))
+    return Page(
+        title="From a weak pair to a strong model",
+        summary=_summary(material),
+        sections=sections,
+        facts={"methods": ", ".join(material.methods), **material.software},
+        headlines={} if judged is None else _headlines(judged.result),
+    )
+
+
+def _primary(result: EvaluationResult) -> list[tuple[str, Estimated]]:
+    """Candidates with their reward by the first judge under the decoding that results are about."""
+    first, decoding = result.judges[0].name, result.sets[0].decoding
+    return [(one.candidate, one.rewards[first].reward) for one in result.sets if one.decoding in (decoding, "given")]
+
+
+def _headlines(result: EvaluationResult) -> dict[str, str]:
+    return {name: f"{reward.mean:.3f}" for name, reward in _primary(result)[:6]}
+
+
+def _summary(material: Material) -> str:
+    made = f"{len(material.stages)} stages for the methods {', '.join(material.methods)}."
+    if material.judged is None:
+        return f"{made} Nothing was judged: `evaluation.prompts` is not set."
+    result = material.judged.result
+    best, reward = max(_primary(result), key=lambda each: each[1].mean)
+    text = "" if reward.low is None or reward.high is None else f" (95 %: {reward.low:.3f} to {reward.high:.3f})"
+    return (
+        f"{made} On {result.num_prompts:,} held-out prompts judged by {result.judges[0].name} the best is {best}: "
+        f"{reward.mean:.3f}{text}."
+    )
+
+
+def _results(result: EvaluationResult) -> list[Block]:
+    primary = _primary(result)
+    floor = primary[0]
+    bars = [Bar(name, bar_value(reward)) for name, reward in primary]
+    plot = BarPlot(
+        bars,
+        Axis(f"mean reward by {result.judges[0].name}"),
+        [Reference(floor[0], floor[1].mean)],
+        format=".3f",
+    )
+    blocks: list[Block] = [
+        Figure(plot, "Mean reward with 95 % intervals over prompts; the line is the weak model's, the floor."),
+        rewards_table(result),
+    ]
+    if result.gaps:
+        blocks.append(gaps_table(result))
+    if result.comparisons:
+        blocks.append(comparisons_table(result))
+    return blocks
+
+
+def _relations(judged: Judged) -> list[Block]:
+    result = judged.result
+    first, decoding = result.judges[0].name, result.sets[0].decoding
+    answers = [each for each in judged.answers if each["decoding"] in (decoding, "given")]
+    plots = [
+        ScatterPlot(
+            [float(each["rewards"][judge.name]) for each in answers],
+            [float(each["rewards"][first]) for each in answers],
+            Axis(f"reward by {judge.name}"),
+            Axis(f"reward by {first}"),
+        )
+        for judge in result.judges[1:]
+    ]
+    blocks: list[Block] = [correlations_table(result)] if result.correlations else []
+    caption = "One point per answer of every candidate; means by quartile."
+    return [*blocks, Figure(Panels(plots, num_columns=2), caption)]
+
+
+def _given_table(material: Material) -> Table:
+    rows: list[list[Cell]] = [
+        [name, product.location, product.fingerprint[: _SHORT + 3]] for name, product in material.given.items()
+    ]
+    columns = [Column("given", "left"), Column("where", "left"), Column("content", "left")]
+    return Table("What the pipeline was given", columns, rows)
+
+
+def _stages_table(material: Material) -> Table:
+    rows: list[list[Cell]] = []
+    for standing, _ in material.stages:
+        marker, folder = standing.marker, standing.folder
+        assert marker is not None, "a report is made of what is done"
+        assert folder is not None, "a report is made of what is done"
+        taken = ", ".join(dict.fromkeys(standing.stage.inputs.values()))
+        rows.append([standing.stage.name, standing.stage.about, taken, _amount(marker.facts), folder.name[:_SHORT]])
+    columns = [
+        Column("stage", "left"),
+        Column("what it does", "left"),
+        Column("from", "left"),
+        Column("amount", "left"),
+        Column("recipe", "left"),
+    ]
+    return Table(
+        "Stages", columns, rows, caption="A stage runs again where its recipe or the content of an input changes."
+    )
+
+
+def _amount(facts: Mapping[str, Any]) -> str:
+    if "num_records" in facts:
+        cut = int(facts["num_records"]) - int(facts["num_whole"])
+        return f"{int(facts['num_records']):,} samples" + (f", {cut} cut off" if cut else "")
+    return f"{int(facts['num_steps']):,} steps" if "num_steps" in facts else ""
+
+
+_CURVES = (("loss", "loss", ""), ("reward_margin", "reward margin", "nats"), ("accuracy", "accuracy", ""))
+
+
+def _curves(trained: Sequence[Trained]) -> list[Block]:
+    figures: list[Block] = []
+    for key, label, unit in _CURVES:
+        plots = []
+        for one in trained:
+            points = [(float(line["step"]), float(line[key])) for line in one.metrics if line.get(key) is not None]
+            if points:
+                line = Line(label, [x for x, _ in points], [y for _, y in points])
+                plots.append(LinePlot([line], Axis("step"), Axis(label, unit), title=one.name, smoothing=0.8))
+        if plots:
+            figures.append(Figure(Panels(plots), f"{label} of every stage that trains: every step, and smoothed."))
+    return figures
+
+
+def _lengths(drawn: Sequence[Drawn]) -> list[Block]:
+    rows: list[list[Cell]] = [
+        [
+            one.name,
+            one.num_records,
+            sum(one.lengths) / len(one.lengths) if one.lengths else None,
+            max(one.lengths, default=None),
+            one.num_cut / one.num_records if one.num_records else None,
+            sum(one.rewards) / len(one.rewards) if one.rewards else None,
+        ]
+        for one in drawn
+    ]
+    columns = [
+        Column("samples", "left"),
+        Column("number"),
+        Column("mean tokens", format=".1f"),
+        Column("most tokens"),
+        Column("cut off", format=".1%"),
+        Column("implicit reward per token"),
+    ]
+    plot = Histogram({one.name: [float(each) for each in one.lengths] for one in drawn}, Axis("length", "tokens"))
+    return [
+        Table("Samples for training", columns, rows, caption="Those cut off teach nothing and are left out."),
+        Figure(plot, "Lengths of the samples of each stage."),
+    ]
+
+
+def _failures_table(failures: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    rows: list[list[Cell]] = [
+        [stage, str(line.get("prompt_id", line.get("where", ""))), str(line["error"]), str(line["reason"])]
+        for stage, line in failures[:_MOST_FAILURES]
+    ]
+    columns = [Column("stage", "left"), Column("prompt", "left"), Column("error", "left"), Column("reason", "left")]
+    more = f"The first {_MOST_FAILURES} of {len(failures)}." if len(failures) > _MOST_FAILURES else ""
+    return Table("Prompts without samples", columns, rows, caption=more)
+
+
+def bottleneck(stages: Sequence[tuple[Standing, Cost]]) -> str:
+    """Which stage took most, and on what."""
+    total_s = sum(cost.seconds for _, cost in stages)
+    slowest = max((cost for _, cost in stages), key=lambda cost: cost.seconds)
+    share = slowest.seconds / total_s if total_s else 0.0
+    on = f", most of it on {slowest.bottleneck}" if slowest.bottleneck else ""
+    return (
+        f"The stages took {total_s:,.1f} s in all. The bottleneck is {slowest.name}: {slowest.seconds:,.1f} s, "
+        f"{share:.0%} of it{on}."
+    )
+
+
+def _cost_table(stages: Sequence[tuple[Standing, Cost]]) -> Table:
+    total_s = sum(cost.seconds for _, cost in stages)
+    rows: list[list[Cell]] = [
+        [
+            cost.name,
+            cost.seconds,
+            cost.seconds / total_s if total_s else None,
+            cost.num_tokens,
+            cost.tokens_per_s,
+            cost.bottleneck,
+        ]
+        for _, cost in stages
+    ]
+    columns = [
+        Column("stage", "left"),
+        Column("seconds", format=",.1f"),
+        Column("share", format=".0%"),
+        Column("tokens"),
+        Column("tokens/s", format=",.0f"),
+        Column("most time on", "left"),
+    ]
+    caption = "Seconds include starting; those of attempts that were killed are not known."
+    return Table("Time and tokens", columns, rows, caption=caption)

@@ -1,0 +1,98 @@
+"""The report of a pipeline from what its stages have left: read, put on a page, and written as HTML and Markdown."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cong.config import dump_config
+from cong.evaluation import EvaluationResult
+from cong.pipeline.attempt import FAILURES, read_lines
+from cong.pipeline.board import Board, Standing
+from cong.pipeline.costs import Cost, cost_of
+from cong.pipeline.page import Drawn, Judged, Material, Trained, pipeline_page
+from cong.pipeline.task import STREAM
+from cong.pipeline.work import SIDE_BY_SIDE
+from cong.report import Comparison, Response, Samples, Token, write_html, write_markdown
+from cong.stream import StreamReader, open_store
+from cong.train.software import environment
+
+REPORT_FILES = ["report.html", "report.md", "report-figures"]
+_MAX_POINTS = 20_000
+"""Samples of a stage of which lengths and rewards are drawn."""
+
+
+def make_report(board: Board, folder: Path) -> list[str]:
+    """Write the report of stages that are all done; returns the names of its files."""
+    standings = [board.look(stage) for stage in board.stages if stage.kind != "report"]
+    costs = [cost_of(standing) for standing in standings]
+    page = pipeline_page(_material(board, standings, costs))
+    write_html(page, folder / REPORT_FILES[0])
+    write_markdown(page, folder / REPORT_FILES[1])
+    return REPORT_FILES
+
+
+def _material(board: Board, standings: list[Standing], costs: list[Cost]) -> Material:
+    judged = next((_judged(each) for each in standings if each.stage.kind == "evaluate"), None)
+    return Material(
+        methods=board.config.pipeline.methods,
+        stages=[(standing, cost) for standing, cost in zip(standings, costs, strict=True)],
+        given={name: board.given[name] for name in sorted(board.given.names)},
+        trained=[_trained(each) for each in standings if each.stage.kind == "train"],
+        drawn=[_drawn(each) for each in standings if each.stage.kind == "sample"],
+        failures=list(_failures(standings)),
+        judged=judged,
+        configuration=dump_config(board.config),
+        software=environment(),
+    )
+
+
+def _folder(standing: Standing) -> Path:
+    assert standing.folder is not None, f"{standing.stage.name} is not done"
+    return standing.folder
+
+
+def _trained(standing: Standing) -> Trained:
+    return Trained(standing.stage.name, standing.stage.about, read_lines(_folder(standing) / "metrics.jsonl"))
+
+
+def _drawn(standing: Standing) -> Drawn:
+    lengths: list[int] = []
+    rewards: list[float] = []
+    num_cut = num_records = 0
+    columns = ("num_tokens", "implicit_reward_mean", "finish_reason")
+    for table, _ in StreamReader(open_store(str(_folder(standing) / STREAM))).tables(4096, columns):
+        num_records += table.num_rows
+        num_cut += sum(reason == "length" for reason in table.column("finish_reason").to_pylist())
+        if len(lengths) < _MAX_POINTS:
+            lengths += table.column("num_tokens").to_pylist()
+            rewards += [one for one in table.column("implicit_reward_mean").to_pylist() if one is not None]
+    return Drawn(standing.stage.name, standing.stage.about, num_records, num_cut, lengths, rewards)
+
+
+def _failures(standings: list[Standing]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for standing in standings:
+        for line in read_lines(_folder(standing) / FAILURES):
+            yield standing.stage.name, line
+
+
+def _judged(standing: Standing) -> Judged:
+    folder = _folder(standing)
+    result = EvaluationResult.model_validate_json((folder / "evaluation.json").read_bytes())
+    shown = json.loads((folder / SIDE_BY_SIDE).read_text(encoding="utf-8"))
+    return Judged(result, read_lines(folder / "judged.jsonl"), [_samples(each) for each in shown])
+
+
+def _samples(content: dict[str, Any]) -> Samples:
+    comparisons = [
+        Comparison(
+            each["prompt"],
+            [
+                Response(one["label"], [Token(**token) for token in one["tokens"]], one["reward"])
+                for one in each["responses"]
+            ],
+        )
+        for each in content["comparisons"]
+    ]
+    rest = {name: value for name, value in content.items() if name != "comparisons"}
+    return Samples(comparisons, **rest)

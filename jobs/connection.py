@@ -1,0 +1,80 @@
+"""Which Ray a job's driver talks to: the one that it was submitted to, the one that runs here, or a private one.
+
+Ray reads its environment when it is imported, so this module imports it only in functions.
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cong.config import RunConfig
+from cong.errors import ConfigError
+from serve.private import make_private
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+STOP_WAIT_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
+_STOP_WAIT_S = 3.0
+_OBJECT_STORE_BYTES = 150 << 20
+
+
+@contextmanager
+def connected(config: RunConfig, *, is_local: bool) -> Iterator[None]:
+    """Ray for as long as the context lasts; leaving it ends everything that the driver has started."""
+    folder = Path(tempfile.mkdtemp(prefix="cong-ray-", dir="/tmp")) if is_local else None
+    if folder is not None:
+        make_private(folder)
+    import ray
+
+    try:
+        if folder is not None:
+            job = config.training_job
+            ray.init(
+                "local",
+                num_cpus=max(os.cpu_count() or 1, round(job.num_workers * job.cpus_per_worker + 0.5)),
+                resources={name: amount * job.num_workers for name, amount in job.resources_per_worker.items()},
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                logging_level=logging.WARNING,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder),
+            )
+        else:
+            try:
+                # What workers say comes over the board; what Ray's own processes say stays in their logs.
+                ray.init(os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.WARNING)
+            except ConnectionError as error:
+                raise ConfigError(
+                    f"no Ray cluster can be reached ({error}); submit this as a job, start a cluster with "
+                    "`ray start --head`, or give --local"
+                ) from error
+        yield
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def submission() -> str:
+    """The id under which this process was submitted; empty where it was not."""
+    try:
+        return str(json.loads(os.environ[JOB_VARIABLE])["metadata"]["job_submission_id"])
+    except (KeyError, ValueError):
+        return ""
+
+
+def stop_wait_s() -> float | None:
+    """So long `ray job stop` waits before it kills this process; None where it was not submitted."""
+    if JOB_VARIABLE not in os.environ:
+        return None
+    return float(os.environ.get(STOP_WAIT_VARIABLE) or _STOP_WAIT_S)
+
+
+def is_unpacked(folder: Path) -> bool:
+    """Whether a folder is Ray's copy of one that was submitted."""
+    return "runtime_resources" in folder.parts

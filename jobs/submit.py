@@ -1,0 +1,72 @@
+"""A training run as a job of a cluster: submitted once, however often it is asked for.
+
+The id of a submission is made of the run's folder and a number, and a cluster takes an id once: while a run's job is
+waiting or running, submitting it again only says so.
+"""
+
+import hashlib
+import math
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray.job_submission import JobDetails, JobSubmissionClient
+
+from cong.config import RunConfig, dump_config
+from cong.errors import ConfigError
+from jobs.connection import STOP_WAIT_VARIABLE
+from jobs.planning import placed
+
+ENTRYPOINT = "python -m jobs.train --config run.yaml"
+_SPARE_S = 30.0
+"""What `ray job stop` waits beyond the time that saving may take."""
+
+
+def submit(config: RunConfig, url: str) -> int:
+    """Submit the run to the cluster behind a dashboard, unless it is there; returns the exit code."""
+    folder = placed(config, Path(), is_unpacked=True).output_dir
+    try:
+        client = JobSubmissionClient(url)
+        former = _submissions(client.list_jobs(), folder)
+        if alive := [job for _, job in former if not job.status.is_terminal()]:
+            return _say(
+                alive[-1].submission_id or "", url, f"is {alive[-1].status.value.lower()}; nothing was submitted"
+            )
+        name = f"{_prefix(folder)}-{former[-1][0] + 1 if former else 1}"
+        with tempfile.TemporaryDirectory() as package:
+            (Path(package) / "run.yaml").write_text(dump_config(config), encoding="utf-8")
+            wait_s = math.ceil(config.training_job.grace_s + _SPARE_S)
+            client.submit_job(
+                entrypoint=ENTRYPOINT,
+                submission_id=name,
+                runtime_env={"working_dir": package, "env_vars": {STOP_WAIT_VARIABLE: str(wait_s)}},
+                metadata={"output_dir": str(folder)},
+            )
+    except ConnectionError as error:
+        raise ConfigError(f"no dashboard of a cluster answers at {url}: {error}") from error
+    except RuntimeError as error:
+        if "already exists" not in str(error):
+            raise ConfigError(f"{url} does not take the job: {error}") from error
+        return _say(name, url, "has just been submitted by somebody else")
+    return _say(name, url, "is submitted")
+
+
+def _say(name: str, url: str, what: str) -> int:
+    print(f"job {name} {what}")
+    print(f"  ray job logs --address {url} --follow {name}")
+    print(f"  ray job stop --address {url} {name}     saves; the same submission goes on")
+    return 0
+
+
+def _prefix(folder: Path) -> str:
+    """The same for every submission of a run, and for no other run."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", folder.name).strip("-")
+    return f"cong-train-{name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+
+
+def _submissions(jobs: Sequence[JobDetails], folder: Path) -> list[tuple[int, JobDetails]]:
+    """Every submission of a run that the cluster remembers, by its number."""
+    pattern = re.compile(f"{re.escape(_prefix(folder))}-(\\d+)")
+    matches = ((pattern.fullmatch(job.submission_id or ""), job) for job in jobs)
+    return sorted(((int(match[1]), job) for match, job in matches if match), key=lambda found: found[0])

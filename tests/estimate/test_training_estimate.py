@@ -1,0 +1,158 @@
+"""What training takes: numbers by hand, agreement with a real network's arithmetic and a real checkpoint, laws."""
+
+from pathlib import Path
+
+import pytest
+
+import cong
+from cong.cli import main
+from cong.config import RunConfig, load_config
+from cong.errors import ConfigError
+from cong.estimate import TrainingWork, estimate_training, machines, training_table
+from cong.estimate.accelerators import ACCELERATORS, Machines
+from cong.estimate.network_size import size_of
+from cong.estimate.training import _pass_operations
+from cong.models import load_network
+from cong.train.arithmetic import PEAK_TERAFLOPS, StepArithmetic
+
+ASSETS = Path(cong.__file__).parent / "lab" / "assets"
+WHOLE = Machines(ACCELERATORS["A100-80GB"], 8, 1.0, 1.0, 1.0, 1.0)
+STATED = ("models.strong.source=Meta-Llama-3-8B-Instruct", "train.backend=deepspeed", "train.deepspeed.zero_stage=3")
+
+
+def run(*settings: str) -> RunConfig:
+    return load_config(RunConfig, [], [*STATED, *settings])
+
+
+def test_fine_tuning_of_eight_billion_by_hand() -> None:
+    config = run("train.num_epochs=2", "train.batches.batch_size=64", "train.has_activation_checkpointing=true")
+    estimate = estimate_training(config, TrainingWork(60_000, 200, 400), WHOLE)
+    # A token meets 6,979,321,856 weights of layers, and half of 600 others twice in 32 layers of 4,096;
+    # a response token 525,336,576 of the head besides. Forward, two backward, and forward again.
+    one_example = 2 * (600 * (6_979_321_856 + 32 * 4096 * 600) + 400 * 525_336_576)
+    assert estimate.operations == pytest.approx(60_000 * 2 * 4 * one_example)
+    assert estimate.device_hours == pytest.approx(estimate.operations / 312e12 / 3600)
+    assert estimate.hours == pytest.approx(estimate.device_hours / 8)
+    assert estimate.num_steps == 2 * 938
+    assert estimate.num_tokens == 2 * 60_000 * 600
+
+
+@pytest.mark.parametrize(
+    ("stage", "bytes_of_a_weight"),
+    [
+        (0, 2 + 2 + 12),
+        (1, 2 + 4 + 12 / 8),
+        (2, 2 + 4 / 8 + 12 / 8),
+        (3, 2 / 8 + 4 / 8 + 12 / 8),
+    ],
+)
+def test_memory_of_the_stages_by_hand(stage: int, bytes_of_a_weight: float) -> None:
+    estimate = estimate_training(run(f"train.deepspeed.zero_stage={stage}"), TrainingWork(64), WHOLE)
+    assert estimate.weights_bytes == pytest.approx(8_030_261_248 * bytes_of_a_weight, abs=8)
+    assert estimate.host_bytes == 0
+
+
+def test_what_is_offloaded_lies_on_the_host() -> None:
+    plain = estimate_training(run(), TrainingWork(64), WHOLE)
+    away = estimate_training(run("train.deepspeed.offload_optimizer=true"), TrainingWork(64), WHOLE)
+    assert away.host_bytes == pytest.approx(8_030_261_248 * 12 / 8, abs=8)
+    assert away.weights_bytes + away.host_bytes == plain.weights_bytes
+
+
+def test_a_plain_run_keeps_sixteen_bytes_a_weight() -> None:
+    config = load_config(RunConfig, [], ["models.strong.source=Qwen2.5-0.5B"])
+    estimate = estimate_training(config, TrainingWork(64), machines("L4"))
+    assert estimate.weights_bytes == 16 * 494_032_768
+    assert estimate.checkpoint_bytes == 12 * 494_032_768
+
+
+def test_checkpoints_by_hand() -> None:
+    estimate = estimate_training(run("train.checkpoints.num_kept=2"), TrainingWork(64), WHOLE)
+    assert estimate.checkpoint_bytes == (2 + 12) * 8_030_261_248
+    assert estimate.disk_bytes == 3 * estimate.checkpoint_bytes + 2 * 8_030_261_248
+
+
+def test_pairs_have_two_sides_and_a_reference_that_is_asked_once() -> None:
+    samples = estimate_training(run(), TrainingWork(640), WHOLE)
+    pairs = estimate_training(run("train.data={kind: joined}", "train.objective.name=dpo"), TrainingWork(640), WHOLE)
+    twice = estimate_training(
+        run("train.data={kind: joined}", "train.objective.name=dpo", "train.num_epochs=2"), TrainingWork(640), WHOLE
+    )
+    assert pairs.num_tokens == 2 * samples.num_tokens
+    one_pass = 2 * samples.operations / 3
+    assert pairs.operations == pytest.approx((3 + 1) * one_pass)
+    assert twice.operations == pytest.approx((6 + 1) * one_pass)
+
+
+def test_a_run_that_stops_early_takes_less() -> None:
+    whole = estimate_training(run(), TrainingWork(640), WHOLE)
+    half = estimate_training(run("train.max_steps=5"), TrainingWork(640), WHOLE)
+    assert (whole.num_steps, half.num_steps) == (10, 5)
+    assert half.operations == pytest.approx(whole.operations / 2)
+
+
+def test_an_adapter_trains_few_weights_and_keeps_the_others() -> None:
+    estimate = estimate_training(run("train.lora.rank=8"), TrainingWork(64), WHOLE)
+    whole = estimate_training(run(), TrainingWork(64), WHOLE)
+    assert estimate.num_trained == 32 * 8 * ((4096 + 4096) * 2 + (4096 + 1024) * 2 + (4096 + 14_336) * 3)
+    assert estimate.operations == pytest.approx(whole.operations * 2 / 3)
+    assert estimate.checkpoint_bytes == 14 * estimate.num_trained
+    assert estimate.weights_bytes < 0.2 * whole.weights_bytes
+
+
+@pytest.mark.parametrize("is_recomputed", [False, True])
+def test_arithmetic_agrees_with_the_training_loops_own_count(is_recomputed: bool) -> None:
+    network = load_network(str(ASSETS / "strong_base"), role="strong", dtype="float32", device="cpu")
+    model = network.model.requires_grad_(True)
+    counted = StepArithmetic(model, is_recomputed=is_recomputed).operations(1000, 300)
+    config = load_config(RunConfig, [], [f"models.strong.source={ASSETS / 'strong_base'}"])
+    size = size_of(config.models.strong, config.models)
+    # Without attention, which that count leaves out.
+    assert (4 if is_recomputed else 3) * _pass_operations(size, 1000, 300, 0) == counted
+
+
+def test_devices_are_taken_to_do_what_training_says_they_can() -> None:
+    for name, accelerator in ACCELERATORS.items():
+        assert accelerator.operations_per_s == PEAK_TERAFLOPS[name.split("-")[0]] * 1e12
+
+
+def test_checkpointing_trades_memory_for_arithmetic() -> None:
+    plain = estimate_training(run(), TrainingWork(64), WHOLE)
+    spared = estimate_training(run("train.has_activation_checkpointing=true"), TrainingWork(64), WHOLE)
+    assert spared.activations_bytes < plain.activations_bytes / 3
+    assert spared.operations == pytest.approx(plain.operations * 4 / 3)
+    assert spared.weights_bytes == plain.weights_bytes
+
+
+def test_one_process_has_one_device() -> None:
+    config = load_config(RunConfig, [], ["models.strong.source=Qwen2.5-0.5B"])
+    with pytest.raises(ConfigError, match="uses 1 device, and 8 are given; take deepspeed"):
+        estimate_training(config, TrainingWork(64), WHOLE)
+
+
+def test_the_table_says_whether_it_fits() -> None:
+    fits = {
+        stage: {str(row[0]): row[1] for row in training_table(estimate).rows}["fits into a device"]
+        for stage in (0, 3)
+        for estimate in [
+            estimate_training(
+                run(f"train.deepspeed.zero_stage={stage}", "train.has_activation_checkpointing=true"),
+                TrainingWork(64),
+                machines("A100-80GB", 8),
+            )
+        ]
+    }
+    assert fits == {0: False, 3: True}
+
+
+def test_the_commands_print_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    pair = ["--set", "models.aligned.source=Qwen2.5-3B-a", "--set", "models.base.source=Qwen2.5-3B"]
+    common = ["--num", "1000", "--accelerator", "H100", "--response-tokens", "300"]
+    assert main(["estimate", "sampling", *common, *pair]) == 0
+    assert "Sampling on 1 x H100" in capsys.readouterr().out
+    assert main(["estimate", "training", *common, "--devices", "8", *(f"--set={setting}" for setting in STATED)]) == 0
+    out = capsys.readouterr().out
+    assert "Training on 8 x H100" in out
+    assert "8,030,261,248" in out
+    assert main(["estimate", "training", *common, "--set", "models.strong.source=nobody"]) == 2
+    assert "the size of 'nobody' is not known" in capsys.readouterr().err

@@ -1,0 +1,219 @@
+"""The training job on Ray: workers, drivers and notes die or are torn, and every record is still trained once."""
+
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from cong.config import RunConfig
+from cong.train.run import Outcome
+from cong.train.stopping import StopRequest
+from jobs.claim import RunIsTaken
+from jobs.train import Job, Refused
+from tests.jobs.training import (
+    LIMIT_S,
+    NUM_RECORDS,
+    NUM_STEPS,
+    GrowingStream,
+    arguments,
+    checkpoints,
+    eventually,
+    job_config,
+    last_step,
+    require_exact,
+    workers_of,
+)
+from tests.train.worlds import final_weights
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    # Ray's data library warns of its own settings.
+    pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning:ray"),
+]
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+
+@pytest.fixture(autouse=True)
+def quick_ray_train(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train looks at its workers more often; and what the job sets in this process's environment goes again."""
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    for name in ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"):
+        monkeypatch.setenv(name, "300")
+    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session: None, root: Path) -> RunConfig:
+    """A run over a finished stream that nobody has touched."""
+    stream = GrowingStream(root / "finished")
+    stream.finish()
+    config = job_config(root, "undisturbed", stream.location)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+        patch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
+        outcome = run(config)
+    assert outcome is not None
+    assert outcome.is_finished
+    return config
+
+
+def run(config: RunConfig, stop: StopRequest | None = None) -> Outcome | None:
+    """The job, driven by this process."""
+    return Job(config, config.output_dir.parent).run(stop or StopRequest())
+
+
+class Running:
+    """The job in a thread."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.stop = StopRequest()
+        self.outcome: Outcome | None = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(config,))
+        self._thread.start()
+
+    def _run(self, config: RunConfig) -> None:
+        try:
+            self.outcome = run(config, self.stop)
+        except BaseException as error:  # noqa: BLE001 - judged by the test
+            self.error = error
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is not None:
+            self.stop.set()
+        self._thread.join(LIMIT_S)
+        assert not self._thread.is_alive()
+        if error[0] is None and self.error is not None:
+            raise self.error
+
+
+def require_same_weights(config: RunConfig, undisturbed: RunConfig) -> None:
+    ours, theirs = final_weights(config), final_weights(undisturbed)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_the_undisturbed_one(
+    root: Path, undisturbed: RunConfig, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO)
+    stream = GrowingStream(root / "killed-stream")
+    stream.grow(NUM_RECORDS // 2)
+    config = job_config(root, "killed", stream.location)
+    with Running(config) as running:
+        eventually(lambda: checkpoints(config), "a checkpoint")
+        eventually(lambda: last_step(config) > max(checkpoints(config)), "a step behind it")
+        victims = workers_of(psutil.Process())
+        assert len(victims) == 2
+        random.choice(victims).kill()
+        stream.finish()
+    outcome = running.outcome
+    assert outcome is not None
+    assert outcome.is_finished
+    assert "going on from step" in caplog.text
+    require_exact(config, stream.location)
+    require_same_weights(config, undisturbed)
+    shown = capfd.readouterr().err
+    assert "training sft: done, 24" in shown
+    assert "tokens_per_s=" in shown
+    assert "bottleneck=" in shown
+
+
+def driver(config: RunConfig, folder: Path) -> "subprocess.Popen[bytes]":
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "jobs.train", *arguments(config, folder)]
+    return subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": address}, cwd=folder)
+
+
+def test_a_killed_driver_is_followed_by_another_whatever_it_has_left(
+    root: Path, undisturbed: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = GrowingStream(root / "orphaned-stream")
+    stream.grow(NUM_RECORDS // 2)
+    config = job_config(root, "orphaned", stream.location)
+    first = driver(config, root)
+    try:
+        eventually(lambda: len(checkpoints(config)) == 2, "two checkpoints")
+        eventually(lambda: last_step(config) > max(checkpoints(config)), "a step behind them")
+        eventually((config.output_dir / SNAPSHOT).exists, "Ray Train's list of checkpoints")
+        # A second driver is told so and starts nothing.
+        with pytest.raises(RunIsTaken, match=f"being trained by process {first.pid} "):
+            run(config)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait(30)
+    eventually(lambda: not workers_of(psutil.Process()), "workers ending with their driver")
+    older, newest = checkpoints(config)
+    shutil.rmtree(config.output_dir / "checkpoints" / f"step-{newest:08d}")
+    listed = config.output_dir / SNAPSHOT
+    listed.write_bytes(listed.read_bytes()[:40])
+    stream.finish()
+    with caplog.at_level(logging.INFO):
+        outcome = run(config)
+    assert outcome is not None
+    assert outcome.is_finished
+    assert f"taking over from process {first.pid}" in caplog.text
+    assert f"stepping back to step {older}" in caplog.text
+    assert f"going on from step {older} of {NUM_STEPS}" in caplog.text
+    require_exact(config, stream.location)
+    require_same_weights(config, undisturbed)
+
+
+@pytest.mark.parametrize("damage", ["emptied", "of-another-ray"])
+def test_notes_of_ray_train_decide_nothing_and_a_finished_run_is_not_trained_again(
+    damage: str, undisturbed: RunConfig
+) -> None:
+    listed = undisturbed.output_dir / SNAPSHOT
+    listed.write_text("" if damage == "emptied" else '{"ray_version": "1.0"}')
+    before = (undisturbed.output_dir / "metrics.jsonl").read_bytes()
+    outcome = run(undisturbed)
+    assert outcome is not None
+    assert outcome.is_finished
+    assert (undisturbed.output_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_recipe_is_refused_by_name_and_not_tried_again(undisturbed: RunConfig) -> None:
+    changed = undisturbed.model_copy(update={"train": undisturbed.train.model_copy(update={"seed": 5})})
+    with pytest.raises(Refused, match=r"made by another recipe:\n  train.seed was 0 and is 5"):
+        run(changed)
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(root: Path, undisturbed: RunConfig) -> None:
+    stream = GrowingStream(root / "stopped-stream")
+    stream.grow(NUM_RECORDS // 2)
+    config = job_config(root, "stopped", stream.location, train={"checkpoints": {"every_steps": 0}})
+    with Running(config) as running:
+        eventually(lambda: last_step(config) >= 3, "three steps")
+        running.stop.set()
+    outcome = running.outcome
+    assert outcome is not None
+    assert not outcome.is_finished
+    assert checkpoints(config) == [last_step(config)]
+    stream.finish()
+    outcome = run(config)
+    assert outcome is not None
+    assert outcome.is_finished
+    require_exact(config, stream.location)
+    require_same_weights(config, undisturbed)

@@ -1,0 +1,188 @@
+"""Prompts from every source: in order, with ids that stay, row by row, and wrong rows by name."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cong.errors import ConfigError
+from cong.prompts import BadRow, Columns, open_prompts, read_prompts
+from cong.schemas import Prompt
+
+CHAT = [{"role": "user", "content": "hello"}]
+ROWS: list[dict[str, Any]] = [
+    {"question": "one", "number": 7, "other": 1.5},
+    {"question": "two", "number": 8, "other": None},
+    {"question": "three", "number": 9, "other": 2.5},
+]
+BY_QUESTION = Columns(prompt="question", prompt_id="number")
+
+
+def write_lines(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> str:
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+    return str(path)
+
+
+def write_dataset(path: Path, rows: list[dict[str, Any]]) -> str:
+    datasets.Dataset.from_list(rows).save_to_disk(str(path))
+    return str(path)
+
+
+def write_dataset_of_splits(path: Path, rows: list[dict[str, Any]]) -> str:
+    splits = {"test": datasets.Dataset.from_list(rows[:1]), "train": datasets.Dataset.from_list(rows)}
+    datasets.DatasetDict(splits).save_to_disk(str(path))
+    return str(path)
+
+
+def write_folder_of_files(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.mkdir()
+    write_lines(path / "train.jsonl", rows)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def quiet_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("rows.jsonl", write_lines),
+        ("rows.parquet", write_parquet),
+        ("saved", write_dataset),
+        ("splits", write_dataset_of_splits),
+        ("files", write_folder_of_files),
+    ],
+)
+def test_every_kind_of_source_gives_the_same_prompts_any_number_of_times(tmp_path: Path, name: str, write: Any) -> None:
+    source = open_prompts(write(tmp_path / name, ROWS), BY_QUESTION)
+    wanted = [Prompt(text=row["question"], prompt_id=str(row["number"])) for row in ROWS]
+    assert list(source.strict()) == wanted
+    assert list(source.strict()) == wanted
+    assert source.count() in (3, None if name == "files" else 3)
+    assert source.is_near
+    limited = open_prompts(str(tmp_path / name), BY_QUESTION, limit=2)
+    assert list(limited.strict()) == wanted[:2]
+
+
+def test_a_prompt_without_an_id_is_named_by_its_content_wherever_it_stands(tmp_path: Path) -> None:
+    lines = write_lines(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "two"}])
+    table = write_parquet(tmp_path / "a.parquet", [{"prompt": "two"}, {"prompt": "one"}])
+    one, two = open_prompts(lines).strict()
+    again_two, again_one = open_prompts(table).strict()
+    assert (one.prompt_id, two.prompt_id) == (again_one.prompt_id, again_two.prompt_id)
+    assert one.prompt_id != two.prompt_id
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_dataset])
+def test_messages_and_ids_come_out_of_columns(tmp_path: Path, write: Any) -> None:
+    turns = [{"role": "system", "content": "be kind", "name": "x"}, {"role": "user", "content": "hello", "name": None}]
+    rows = [{"chat": CHAT, "ids": [4, 5]}, {"chat": CHAT, "ids": [6]}]
+    source = write(tmp_path / "rows.parquet", rows)
+    assert [prompt.messages[0].content for prompt in open_prompts(source, Columns("chat")).strict()] == ["hello"] * 2
+    assert [prompt.token_ids for prompt in open_prompts(source, Columns("ids")).strict()] == [(4, 5), (6,)]
+    # Arrow gives every message the fields of all: those that a message does not have are no fields of it.
+    named = write(tmp_path / "named.parquet", [{"chat": [turns[1], turns[1]]}, {"chat": turns}])
+    first, second = open_prompts(named, Columns("chat"))
+    assert isinstance(first, Prompt)
+    assert isinstance(second, BadRow)
+    assert "messages.0.name" in str(second)
+
+
+def test_compressed_lines_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"prompt": "one"}\n{"prompt": "two"}\n'))
+    assert [prompt.text for prompt in read_prompts(path)] == ["one", "two"]
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(ConfigError, match="cannot read prompts"):
+        list(read_prompts(path))
+
+
+def test_sources_at_urls_are_read() -> None:
+    import fsspec
+
+    with fsspec.open("memory://folder/rows.jsonl", "wb") as file:
+        file.write(b'{"prompt": "one"}\n')
+    source = open_prompts("memory://folder/rows.jsonl")
+    assert [prompt.text for prompt in source.strict()] == ["one"]
+    assert not source.is_near
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    odd = "one\u2028still one\u0085and\x0bmore"
+    assert [prompt.text for prompt in open_prompts(write_lines(tmp_path / "a.jsonl", [{"prompt": odd}])).strict()] == [
+        odd
+    ]
+    (tmp_path / "a.txt").write_bytes(f"\ufeff{odd}\r\n\n  \ntwo".encode())
+    assert [prompt.text for prompt in read_prompts(tmp_path / "a.txt")] == [odd, "two"]
+    assert open_prompts(str(tmp_path / "a.txt")).count() == 2
+
+
+def test_wrong_rows_are_named_and_do_not_hide_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(
+        b'{"prompt": "one"}\n{not json\n[1]\n{"promt": "x"}\n{"prompt": 3}\n\xff\xfe\n'
+        b'{"prompt": "x", "messages": [{"role": "user", "content": "y"}]}\n{"prompt": "", "prompt_id": ""}\n'
+        b'{"prompt": "last"}\n'
+    )
+    items = list(open_prompts(str(path)))
+    assert [item.text for item in items if isinstance(item, Prompt)] == ["one", "last"]
+    bad = [item for item in items if isinstance(item, BadRow)]
+    assert [item.where for item in bad] == [f"{path}:{number}" for number in range(2, 9)]
+    for item, word in zip(
+        bad, ("not JSON", "is a list", "none of the fields", "text", "UTF-8", "exactly one", "prompt_id"), strict=True
+    ):
+        assert word in item.problem
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:2 is not JSON"):
+        list(open_prompts(str(path)).strict())
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "complaint"),
+    [
+        ([{"question": "x"}], None, "has none of the columns prompt, text, messages, token_ids; it has question"),
+        ([{"question": "x"}], Columns("answer"), "has none of the columns answer; it has question"),
+        ([{"prompt": "x", "messages": CHAT}], None, "has the columns messages, prompt; name the one"),
+    ],
+)
+def test_a_table_without_the_column_is_refused_as_a_whole(
+    tmp_path: Path, rows: list[dict[str, Any]], columns: Columns | None, complaint: str
+) -> None:
+    for write, name in ((write_parquet, "a.parquet"), (write_dataset, "saved")):
+        with pytest.raises(ConfigError, match=complaint):
+            list(open_prompts(write(tmp_path / name, rows), columns))
+
+
+@pytest.mark.parametrize("source", ["nowhere.jsonl", "nowhere.parquet", "./no/such/folder", "", "nosuch://a/b.jsonl"])
+def test_a_source_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"cannot read prompts|no source"):
+        list(open_prompts(source))
+
+
+def test_a_missing_split_is_named_with_those_that_are_there(tmp_path: Path) -> None:
+    source = write_dataset_of_splits(tmp_path / "splits", ROWS)
+    assert open_prompts(source, BY_QUESTION, split="test").count() == 1
+    with pytest.raises(ConfigError, match="no split 'validation'; its splits are: test, train"):
+        open_prompts(source, BY_QUESTION, split="validation")
+
+
+def test_a_file_that_is_no_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"something else")
+    with pytest.raises(ConfigError, match=r"cannot read prompts from .*a\.parquet"):
+        list(open_prompts(str(tmp_path / "a.parquet")))
