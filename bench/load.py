@@ -184,7 +184,7 @@ async def _ask(target: Target, shot: Shot, outcome: Outcome, due_at_s: float) ->
         try:
             raw = await reader.readuntil(b"\r\n\r\n")
         except (asyncio.IncompleteReadError, ConnectionError) as error:
-            if not is_used or getattr(error, "partial", b""):
+            if not is_used or (isinstance(error, asyncio.IncompleteReadError) and error.partial):
                 raise
             # A connection that was kept may have been closed by the other side meanwhile: that is no answer.
             writer.close()

@@ -10,7 +10,7 @@ import json
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SCHEMA_VERSION = 1
 """Version of every record written today; readers accept this one and all before it."""
@@ -18,6 +18,10 @@ SCHEMA_VERSION = 1
 MAX_NETWORKS = 3
 MAX_TEXT_CHARS = 4_000_000
 MAX_TOKEN_IDS = 1_000_000
+SMALLEST_TEMPERATURE = 1e-3
+SMALLEST_TOP_P = 1e-6
+SMALLEST_PENALTY = 1e-3
+"""Networks compute in single precision or less, where smaller factors become 0 and break what divides by them."""
 
 Role = Literal["aligned", "base", "strong"]
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
@@ -27,6 +31,16 @@ PenaltyRule = Literal["additive", "multiplicative", "reference"]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
 Identifier = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def _greedy_or_warm(temperature: float) -> float:
+    if 0.0 < temperature < SMALLEST_TEMPERATURE:
+        raise ValueError(f"is {temperature:g}; it must be 0, which is greedy, or at least {SMALLEST_TEMPERATURE:g}")
+    return temperature
+
+
+Temperature = Annotated[float, Field(ge=0.0, le=100.0), AfterValidator(_greedy_or_warm)]
+NetworkTemperature = Annotated[float, Field(ge=SMALLEST_TEMPERATURE, le=100.0)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -89,7 +103,7 @@ class SamplingParameters(Record):
 
     weights: tuple[float, ...] = Field(default=alpha_weights(0.4), min_length=1, max_length=MAX_NETWORKS)
     """Factor of each network's log-probability, in the order of the deployment's networks."""
-    network_temperatures: tuple[float, ...] = Field(default=(), max_length=MAX_NETWORKS)
+    network_temperatures: tuple[NetworkTemperature, ...] = Field(default=(), max_length=MAX_NETWORKS)
     """Temperature of each network before it is weighted; empty = 1 for all."""
     head_lambda: float = Field(default=0.1, ge=0.0, le=1.0)
     """A token stays if the first network gives it at least this share of its best token's probability; 0 = all stay."""
@@ -97,13 +111,13 @@ class SamplingParameters(Record):
     """Log-probabilities of the other networks are raised to at least this before they are weighted."""
     exempt_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=4096)
     """Tokens for which every network is taken to agree with the first: no contrast acts on them."""
-    temperature: float = Field(default=1.0, ge=0.0, le=100.0)
+    temperature: Temperature = 1.0
     """0 = greedy: the best score, lowest id on ties."""
     top_k: int = Field(default=0, ge=0)
     """0 = disabled."""
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_p: float = Field(default=1.0, ge=SMALLEST_TOP_P, le=1.0)
     """1 = disabled."""
-    repetition_penalty: float = Field(default=1.0, gt=0.0, le=100.0)
+    repetition_penalty: float = Field(default=1.0, ge=SMALLEST_PENALTY, le=100.0)
     """1 = disabled; what it does is said by `penalty_rule`."""
     penalty_rule: PenaltyRule = "additive"
     """additive: a generated token's score loses ln(penalty). multiplicative: transformers' rule (positive scores
@@ -145,8 +159,6 @@ class SamplingParameters(Record):
                 f"network_temperatures has {len(self.network_temperatures)} entries and weights has "
                 f"{len(self.weights)}; give one each, or none"
             )
-        if any(not 0.0 < temperature <= 100.0 for temperature in self.network_temperatures):
-            raise ValueError(f"network_temperatures are {self.network_temperatures}; each must lie in (0, 100]")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}")
         return self

@@ -15,6 +15,7 @@ from cong.cli.config import add_config_commands
 from cong.cli.estimate import add_estimate_commands
 from cong.cli.evaluate import add_evaluate_command
 from cong.cli.lab import add_lab_commands
+from cong.cli.pipeline import add_pipeline_commands
 from cong.cli.sample import add_sample_command
 from cong.cli.stream import add_stream_commands
 from cong.cli.train import add_train_command
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_cluster_commands(commands)
     add_estimate_commands(commands)
     add_train_command(commands)
+    add_pipeline_commands(commands)
     return parser
 
 

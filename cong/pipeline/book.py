@@ -133,6 +133,9 @@ METHODS: Mapping[str, Method] = {
 }
 FLOOR_NAME, CEILING_NAME = "weak aligned", "ceiling"
 
+GAINS = (("ConG-S", "WeakSFT"), ("ConG", "ConG-S"), ("ConG", "WSPO"), ("ConG", FLOOR_NAME), ("self ConG", FLOOR_NAME))
+"""Differences that a report states, prompt by prompt, where both sides are judged."""
+
 
 def methods_of(names: Iterable[str]) -> list[Method]:
     """Methods by their names."""

@@ -19,7 +19,6 @@ from cong.pipeline.stopping import Stop, StoppedEarly
 from cong.schemas import FinishReason, Prompt, SampleKind, SampleRecord, SamplingParameters, content_key
 from cong.stream import StreamReader, open_store
 
-
 _PLAIN = SamplingParameters.plain()
 
 

@@ -3,14 +3,17 @@
 Knows no files; everything is handed in.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from cong.evaluation import EvaluationResult
 from cong.evaluation.results import Estimated
 from cong.evaluation.tables import bar_value, comparisons_table, correlations_table, gaps_table, rewards_table
 from cong.pipeline.board import Standing
+from cong.pipeline.book import GAINS
 from cong.pipeline.costs import Cost
 from cong.pipeline.stage import Product
 from cong.report import (
@@ -34,6 +37,7 @@ from cong.report import (
     Table,
 )
 from cong.report.page import Block
+from cong.statistics import paired_interval
 
 _MOST_FAILURES = 50
 _SHORT = 12
@@ -95,7 +99,7 @@ def pipeline_page(material: Material) -> Page:
     judged = material.judged
     sections = []
     if judged is not None:
-        sections.append(Section("Results", _results(judged.result)))
+        sections.append(Section("Results", _results(judged)))
         if len(judged.result.judges) > 1:
             sections.append(Section("Judges against each other", _relations(judged)))
         if judged.samples:
@@ -141,7 +145,26 @@ def _summary(material: Material) -> str:
     )
 
 
-def _results(result: EvaluationResult) -> list[Block]:
+def _gains_table(judged: Judged) -> Table:
+    """The differences that the methods stand on, by the first judge, paired by prompt."""
+    first, decoding = judged.result.judges[0].name, judged.result.sets[0].decoding
+    rewards: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for each in judged.answers:
+        if each["decoding"] == decoding:
+            rewards[each["candidate"]][each["prompt_id"]].append(float(each["rewards"][first]))
+    means = {name: {prompt: fmean(values) for prompt, values in of.items()} for name, of in rewards.items()}
+    rows: list[list[Cell]] = []
+    for left, right in GAINS:
+        shared = sorted(means.get(left, {}).keys() & means.get(right, {}).keys())
+        if len(shared) > 1:
+            found = paired_interval([means[left][one] for one in shared], [means[right][one] for one in shared])
+            rows.append([f"{left} over {right}", bar_value(Estimated.of(found)), len(shared)])
+    columns = [Column("gain", "left"), Column("difference [95 %]", format="+.3f"), Column("prompts")]
+    return Table(f"Gains by {first} at {decoding}, paired by prompt", columns, rows)
+
+
+def _results(judged: Judged) -> list[Block]:
+    result = judged.result
     primary = _primary(result)
     floor = primary[0]
     bars = [Bar(name, bar_value(reward)) for name, reward in primary]
@@ -155,6 +178,9 @@ def _results(result: EvaluationResult) -> list[Block]:
         Figure(plot, "Mean reward with 95 % intervals over prompts; the line is the weak model's, the floor."),
         rewards_table(result),
     ]
+    gains = _gains_table(judged)
+    if gains.rows:
+        blocks.append(gains)
     if result.gaps:
         blocks.append(gaps_table(result))
     if result.comparisons:

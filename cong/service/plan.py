@@ -15,10 +15,6 @@ from cong.schemas import NetworkIdentity, Prompt, SamplingParameters, ScoreReque
 from cong.service.vocabulary import Vocabulary
 from cong.wire import Limits, SampleCall
 
-SMALLEST = {"temperature": 1e-3, "network_temperatures": 1e-3, "top_p": 1e-6, "repetition_penalty": 1e-3}
-"""Networks compute in single precision or less, where smaller factors would become 0 and divide by it; a temperature of
-exactly 0 is greedy and divides by nothing."""
-
 _PRESCRIBED = ("weights", "network_temperatures", "head_lambda")
 
 
@@ -169,11 +165,6 @@ class Planner:
                 f"has {len(parameters.weights)} entries, and this deployment holds {num_networks} network(s) "
                 f"({roles}); give one weight for each",
             )
-        for name, smallest in SMALLEST.items():
-            value = getattr(parameters, name)
-            for factor in value if isinstance(value, tuple) else (value,):
-                if factor < smallest and not (name == "temperature" and factor == 0.0):
-                    raise InvalidRequest(f"parameters.{name}", f"is {factor:g}; the smallest is {smallest:g}")
         self._vocabulary.require(parameters.exempt_token_ids, "parameters.exempt_token_ids")
         self._vocabulary.require(parameters.stop_token_ids, "parameters.stop_token_ids")
 

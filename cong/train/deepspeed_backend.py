@@ -54,9 +54,10 @@ class DeepSpeedBackend:
         if settings.precision == "float32":
             model.float()
         config = deepspeed_config(settings, sum(parameter.numel() for parameter in model.parameters()))
-        for name in needed_extensions(settings):
-            prepare_extension(name, build_command(name))
         self._deepspeed = deepspeed = _import_deepspeed()
+        for name in needed_extensions(settings):
+            if not is_compiled_in(Path(deepspeed.__file__).parent, name):
+                prepare_extension(name, build_command(name))
         self._settings = settings
         self._stage = settings.deepspeed.zero_stage
         self._num_trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
@@ -294,6 +295,11 @@ def _group_with_limit(groups: Any, timeout_s: float) -> dist.ProcessGroup:
         groups._WORLD_GROUP = dist.new_group(timeout=timedelta(seconds=timeout_s))
     group: dist.ProcessGroup = groups._WORLD_GROUP
     return group
+
+
+def is_compiled_in(package: Path, extension: str) -> bool:
+    """Whether DeepSpeed was installed with an extension, as our images have it; then nothing is compiled on first use."""
+    return any(package.glob(f"ops/*/{extension}_op.*"))
 
 
 def build_command(extension: str) -> list[str]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 
 import pytest
 
@@ -30,15 +31,15 @@ def answering(*answers: bytes, after_s: float = 0.0, num_asked: list[int] | None
     """A server with a fixed answer to each request on a connection, which is then closed."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for answer in answers:
-            head = await reader.readuntil(b"\r\n\r\n")
-            await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
-            if num_asked is not None:
-                num_asked[0] += 1
-            await asyncio.sleep(after_s)
-            writer.write(answer)
-            await writer.drain()
-        writer.close()
+        with closing(writer):
+            for answer in answers:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+                if num_asked is not None:
+                    num_asked[0] += 1
+                await asyncio.sleep(after_s)
+                writer.write(answer)
+                await writer.drain()
 
     return handle
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cong.cluster.images import image_trouble
+from cong.train.deepspeed_backend import is_compiled_in
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = [ROOT / "deploy" / "Dockerfile.cpu", ROOT / "deploy" / "Dockerfile.cuda"]
@@ -134,3 +135,13 @@ def test_the_images_own_packages_are_pinned_and_contradict_nothing() -> None:
     assert {"gcsfs", "google-api-python-client", "setuptools"} <= set(more)
     assert "boto3" in base
     assert not set(more) & set(base)
+
+
+def test_training_sees_what_an_image_has_compiled_ahead(tmp_path: Path) -> None:
+    library = tmp_path / "ops" / "adam" / "cpu_adam_op.cpython-311-x86_64-linux-gnu.so"
+    assert not is_compiled_in(tmp_path, "cpu_adam")
+    library.parent.mkdir(parents=True)
+    library.touch()
+    assert is_compiled_in(tmp_path, "cpu_adam")
+    assert not is_compiled_in(tmp_path, "cpu_adagrad")
+    assert not is_compiled_in(tmp_path, "adam")

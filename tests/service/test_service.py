@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 
 from cong.errors import DeadlineExceeded, InvalidRequest, Overloaded, PromptTooLong, SlowReader, Unavailable
-from cong.schemas import Prompt, SamplingParameters, ScoreRequest
+from cong.schemas import (
+    SMALLEST_PENALTY,
+    SMALLEST_TEMPERATURE,
+    SMALLEST_TOP_P,
+    Prompt,
+    SamplingParameters,
+    ScoreRequest,
+)
 from cong.service import SampleService
-from cong.service.plan import SMALLEST
 from cong.wire import SampleCall, SampleEvent, ScoreCall, TokenEvent
 from tests.engine.conftest import World
 from tests.service.serving import DEFAULTS, Troubled, expected, long_call, make_engine, run, serving, until
@@ -137,10 +143,6 @@ def test_a_method_by_name_draws_like_its_weights(world: World) -> None:
         ({"method": "cong", "method_parameters": {"relative_top": 3.0}}, "parameters.head_lambda"),
         ({"parameters": {"weights": [1.0]}}, "parameters.weights"),
         ({"parameters": {"stop_token_ids": [61]}}, "parameters.stop_token_ids"),
-        ({"parameters": {"top_p": 5e-324}}, "parameters.top_p"),
-        ({"parameters": {"temperature": 1e-40}}, "parameters.temperature"),
-        ({"parameters": {"network_temperatures": [1.0, 1e-40]}}, "parameters.network_temperatures"),
-        ({"parameters": {"repetition_penalty": 1e-40}}, "parameters.repetition_penalty"),
         ({"parameters": {"min_tokens": 13}}, "parameters"),
         ({"prompt": {"token_ids": [5, 61]}}, "prompts.0.token_ids"),
         ({"prompts": ["a", "b"], "num_samples": 5}, "num_samples"),
@@ -162,16 +164,16 @@ def test_a_field_that_cannot_be_served_is_named(world: World, fields: dict[str, 
 @pytest.mark.parametrize("rule", ["additive", "multiplicative", "reference"])
 def test_factors_at_their_bounds_break_nothing(world: World, rule: str) -> None:
     extremes: dict[str, tuple[float, ...]] = {
-        "temperature": (0.0, SMALLEST["temperature"], 100.0),
-        "top_p": (SMALLEST["top_p"], 1.0),
-        "repetition_penalty": (SMALLEST["repetition_penalty"], 100.0),
+        "temperature": (0.0, SMALLEST_TEMPERATURE, 100.0),
+        "top_p": (SMALLEST_TOP_P, 1.0),
+        "repetition_penalty": (SMALLEST_PENALTY, 100.0),
         "head_lambda": (0.0, 5e-324, 1.0),
         "logprob_floor": (-1e4, -5e-324, 0.0),
     }
     others: list[dict[str, Any]] = [
         {"weights": weights, "network_temperatures": temperatures}
         for weights in ([100.0, -100.0], [-100.0, 0.0], [5e-324, 0.0])
-        for temperatures in ([], [SMALLEST["network_temperatures"], 100.0])
+        for temperatures in ([], [SMALLEST_TEMPERATURE, 100.0])
     ]
 
     async def ask() -> None:

@@ -1,0 +1,122 @@
+"""`cong pipeline`: the whole method as stages on this machine; run again, it makes what is missing or has changed."""
+
+import argparse
+import importlib.util
+import sys
+from typing import TYPE_CHECKING
+
+from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.config import RunConfig
+from cong.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from cong.pipeline import Board, Executor, Outcome, Standing
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def require_report() -> None:
+    """Refuse at once what would otherwise fail hours later, when the report is written."""
+    for package in ("matplotlib", "jinja2"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra("report", package)
+
+
+def run_here(config: RunConfig, executor: "Executor | None" = None) -> "Outcome":
+    """Run a pipeline until it is done, or until this process is asked to stop."""
+    import torch
+
+    from cong.pipeline import Subprocess, run_pipeline
+    from cong.telemetry import configure_logging
+    from cong.train.stopping import StopRequest
+
+    require_report()
+    configure_logging("INFO")
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    if executor is None and config.pipeline.executor == "subprocess":
+        executor = Subprocess()
+    with StopRequest() as stop:
+        return run_pipeline(config, executor, stop=stop)
+
+
+def tell(outcome: "Outcome") -> int:
+    """Say how a run ended; returns the exit code."""
+    from cong.train.stopping import STOPPED_EXIT_CODE
+
+    made = f"{len(outcome.ran)} stages ran ({', '.join(outcome.ran) or 'none'})"
+    print(f"{made}, {len(outcome.kept)} were complete", file=sys.stderr)
+    if not outcome.is_finished:
+        print("stopped as asked; the same command goes on", file=sys.stderr)
+        return STOPPED_EXIT_CODE
+    print(f"report: {outcome.report}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = resolve_config(arguments)
+    return print_config(config) if arguments.dry_run else tell(run_here(config))
+
+
+def print_plan(config: RunConfig) -> int:
+    """A table of what would run and why, and of how much that is; does nothing."""
+    from cong.pipeline import Board
+    from cong.pipeline.forecast import forecast
+
+    board = Board(config)
+    standings = board.survey()
+    due = {one.stage.name for one in standings if one.state != "done"}
+    rows = [(one, forecast(board, one.stage) if one.stage.name in due else "") for one in standings]
+    _show("Plan", board, rows, "amount")
+    for line in board.causes(standings):
+        print(line)
+    if not due:
+        print("everything is done; a run would do nothing")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    config = resolve_config(arguments)
+    return print_config(config) if arguments.dry_run else print_plan(config)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    config = resolve_config(arguments)
+    if arguments.dry_run:
+        return print_config(config)
+    from cong.pipeline import Board
+    from cong.pipeline.progress import progress_of
+
+    board = Board(config)
+    standings = board.survey()
+    rows = [(one, f"{one.marker.seconds:,.1f} s" if one.marker else progress_of(board, one)) for one in standings]
+    _show("Status", board, rows, "progress")
+    return 0
+
+
+def _show(title: str, board: "Board", rows: "list[tuple[Standing, str]]", last: str) -> None:
+    from rich.console import Console
+
+    from cong.report import Column, Table, to_rich
+
+    columns = [Column("stage", "left"), Column("state", "left"), Column("why", "left"), Column(last, "left")]
+    table = Table(
+        f"{title} of {', '.join(board.config.pipeline.methods)} in {board.root}",
+        columns,
+        [[one.stage.name, one.state, one.reason, text] for one, text in rows],
+    )
+    Console().print(to_rich(table))
+
+
+def add_pipeline_commands(commands: "Commands") -> None:
+    """Declare `cong pipeline ...`."""
+    parser = commands.add_parser("pipeline", help="the whole method, from a weak pair to a judged strong model")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    for name, run, about in (
+        ("run", _run, "make what is missing or has changed, and report"),
+        ("plan", _plan, "show what would run, why, and how much it is"),
+        ("status", _status, "show what is done and how far the rest is"),
+    ):
+        action = actions.add_parser(name, help=about, description=about)
+        add_config_options(action)
+        action.set_defaults(run=run)
