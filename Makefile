@@ -27,15 +27,15 @@ test: $(READY) ## Every test
 	$(BIN)/python -m pytest
 
 check: $(READY) ## Format, lint, strict types, import rules, docs build
-	$(BIN)/ruff format --check cong serve tests
-	$(BIN)/ruff check cong serve tests
+	$(BIN)/ruff format --check cong serve jobs bench tests
+	$(BIN)/ruff check cong serve jobs bench tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_house.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(READY) ## Rewrite the code in the house format
-	$(BIN)/ruff format cong serve tests
-	$(BIN)/ruff check --fix cong serve tests
+	$(BIN)/ruff format cong serve jobs bench tests
+	$(BIN)/ruff check --fix cong serve jobs bench tests
 
 docs: $(READY) ## Serve the documentation on http://127.0.0.1:8001 while editing it
 	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001

@@ -6,6 +6,7 @@ waiting or running, submitting it again only says so.
 
 import hashlib
 import math
+import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from jobs.connection import STOP_WAIT_VARIABLE
 from jobs.planning import placed
 
 ENTRYPOINT = "python -m jobs.train --config run.yaml"
+_URL_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _SPARE_S = 30.0
 """What `ray job stop` waits beyond the time that saving may take."""
 
@@ -27,7 +29,7 @@ def submit(config: RunConfig, url: str) -> int:
     """Submit the run to the cluster behind a dashboard, unless it is there; returns the exit code."""
     folder = placed(config, Path(), is_unpacked=True).output_dir
     try:
-        client = JobSubmissionClient(url)
+        client = _client(url)
         former = _submissions(client.list_jobs(), folder)
         if alive := [job for _, job in former if not job.status.is_terminal()]:
             return _say(
@@ -50,6 +52,21 @@ def submit(config: RunConfig, url: str) -> int:
             raise ConfigError(f"{url} does not take the job: {error}") from error
         return _say(name, url, "has just been submitted by somebody else")
     return _say(name, url, "is submitted")
+
+
+def _client(url: str) -> JobSubmissionClient:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--submit is {url!r}; give the dashboard's address, such as http://127.0.0.1:8265")
+    # Ray prefers an address in the environment to one that it is given.
+    former = os.environ.get(_URL_VARIABLE)
+    os.environ[_URL_VARIABLE] = url
+    try:
+        return JobSubmissionClient(url)
+    finally:
+        if former is None:
+            del os.environ[_URL_VARIABLE]
+        else:
+            os.environ[_URL_VARIABLE] = former
 
 
 def _say(name: str, url: str, what: str) -> int:

@@ -156,14 +156,17 @@ class _Shown:
 
 def _ask(board: Any, stop: StopRequest) -> "News":
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import GetTimeoutError, RayError
 
-    from jobs.board import ANSWER_LIMIT_S
+    from jobs.board import ANSWER_LIMIT_S, News
 
     try:
         news: News = ray.get(board.ask.remote(stop.is_set), timeout=ANSWER_LIMIT_S)
+    except GetTimeoutError:
+        logger.warning("this machine is slow: no news of the workers for %.0f s", ANSWER_LIMIT_S)
+        return News()
     except RayError as error:
-        raise Failed(f"the job's own actor does not answer: {error}") from error
+        raise Failed(f"driver and workers cannot talk any more: {error}") from error
     return news
 
 

@@ -6,7 +6,6 @@ from pydantic import Field
 
 from cong.config.base import Settings
 
-
 KernelChoice = Literal["auto", "compiled", "torch"]
 
 
@@ -25,5 +24,5 @@ class EngineConfig(Settings):
     stacks_networks: bool = True
     """Run networks of identical shape as one module with stacked weights."""
     kernel: KernelChoice = "auto"
-    """How decoding attends on a CPU. compiled: by a kernel that a C++ compiler makes on first use. torch: slower, without
-    a compiler. auto: compiled where it can be."""
+    """How decoding attends on a CPU. compiled: by a kernel that a C++ compiler makes on first use. torch: slower, and
+    without a compiler. auto: compiled where it can be."""

@@ -32,6 +32,8 @@ from cong.pipeline.stage import Product, Stage
 State = Literal["done", "continues", "new", "changed", "damaged", "waits"]
 
 _KEY_CHARS = 16
+_MOST_NAMES = 3
+"""Stages that a reason names."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ class Board:
         inputs = self.inputs_of(stage, expected)
         if inputs is None:
             waiting = [name for name in stage.inputs.values() if name in self.makers and name not in self._made]
-            return Standing(stage, "waits", f"for {', '.join(dict.fromkeys(waiting))}")
+            names = list(dict.fromkeys(waiting))
+            shown = ", ".join(names) if len(names) <= _MOST_NAMES else f"{len(names)} stages"
+            return Standing(stage, "waits", f"for {shown}")
         recipe = recipe_of(stage, inputs, self.config)
         folder = self.folder_of(stage) / key_of(recipe)[:_KEY_CHARS]
         marker = read_marker(folder)
@@ -101,17 +105,17 @@ class Board:
             return Standing(stage, "done", f"made {marker.finished_at[:16].replace('T', ' ')}", recipe, folder, marker)
         if is_begun(folder):
             return Standing(stage, "continues", "was begun and is not complete", recipe, folder)
-        latest = self.latest(stage)
-        if latest is None:
+        nearest = min((changes(former.recipe, recipe) for former in self.former(stage)), key=len, default=None)
+        if nearest is None:
             return Standing(stage, "new", "has not run yet", recipe, folder)
-        return Standing(stage, "changed", ", ".join(changes(latest.recipe, recipe)), recipe, folder)
+        return Standing(stage, "changed", ", ".join(nearest), recipe, folder)
 
-    def latest(self, stage: Stage) -> Marker | None:
-        """The run of a stage that was completed last, whatever it was made from."""
+    def former(self, stage: Stage) -> list[Marker]:
+        """The complete runs of a stage, whatever they were made from, newest first."""
         folder = self.folder_of(stage)
         folders = [each for each in folder.iterdir() if each.name[0] != "."] if folder.is_dir() else []
         found = (read_marker(each) for each in folders)
-        return max((each for each in found if each is not None), key=lambda one: one.finished_at, default=None)
+        return sorted((each for each in found if each is not None), key=lambda one: one.finished_at, reverse=True)
 
     def survey(self) -> list[Standing]:
         """Where every stage stands."""

@@ -18,6 +18,7 @@ from cong.pipeline.work import perform
 from cong.train.stopping import STOPPED_EXIT_CODE, StopRequest
 
 _LOOK_S = 0.1
+_STDIN = 0
 STOP_GRACE_S = 600.0
 """So long may a process take to save its work after it was asked to stop."""
 
@@ -122,8 +123,9 @@ def die_with_parent() -> None:
     """End this process once the one that started it is gone: its end of the pipe closes then."""
 
     def watch() -> None:
-        # The parent writes nothing, so this returns at the end of the pipe only.
-        sys.stdin.buffer.read()
+        # Past Python's buffer, whose lock a thread would still hold when the interpreter ends.
+        while os.read(_STDIN, 1):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -1,6 +1,6 @@
-"""What a stage has to do before it has run: amounts, and hours on an accelerator where one is named. At most, not about.
+"""What a stage will have to do, at most: amounts, and hours on an accelerator where one is named.
 
-Pure arithmetic on the configuration and on what is given; knows no state of files.
+Pure arithmetic on the configuration and on what is given; knows nothing of what is done already.
 """
 
 import math
@@ -17,6 +17,7 @@ from cong.schemas import Prompt
 
 _CHARS_PER_TOKEN = 4.0
 """Of English text."""
+_LEAST_HOURS = 0.01
 
 
 def forecast(board: Board, stage: Stage) -> str:
@@ -118,4 +119,5 @@ def _length(prompt: Prompt) -> float:
 
 
 def _hours(hours: float, config: RunConfig) -> str:
-    return f"at most {hours:,.2g} h on {config.pipeline.num_devices} {config.pipeline.accelerator}"
+    on = f"{config.pipeline.num_devices} {config.pipeline.accelerator}"
+    return f"at most {hours:,.2f} h on {on}" if hours >= _LEAST_HOURS else f"under {_LEAST_HOURS} h on {on}"

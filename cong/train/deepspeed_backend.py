@@ -56,7 +56,7 @@ class DeepSpeedBackend:
         config = deepspeed_config(settings, sum(parameter.numel() for parameter in model.parameters()))
         self._deepspeed = deepspeed = _import_deepspeed()
         for name in needed_extensions(settings):
-            if not is_compiled_in(Path(deepspeed.__file__).parent, name):
+            if not is_compiled_in(Path(deepspeed.__file__ or "").parent, name):
                 prepare_extension(name, build_command(name))
         self._settings = settings
         self._stage = settings.deepspeed.zero_stage
@@ -298,7 +298,7 @@ def _group_with_limit(groups: Any, timeout_s: float) -> dist.ProcessGroup:
 
 
 def is_compiled_in(package: Path, extension: str) -> bool:
-    """Whether DeepSpeed was installed with an extension, as our images have it; then nothing is compiled on first use."""
+    """Whether DeepSpeed was installed with an extension, as our images have it; then nothing is compiled later."""
     return any(package.glob(f"ops/*/{extension}_op.*"))
 
 

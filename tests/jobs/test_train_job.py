@@ -18,7 +18,7 @@ from cong.config import RunConfig
 from cong.train.run import Outcome
 from cong.train.stopping import StopRequest
 from jobs.claim import RunIsTaken
-from jobs.train import Job, Refused
+from jobs.train import EXIT_DONE, Job, Refused
 from tests.jobs.training import (
     LIMIT_S,
     NUM_RECORDS,
@@ -43,15 +43,21 @@ pytestmark = [
 ]
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
+QUICK = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that no test here needs
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""Ray Train looks at its workers more often and starts less."""
 
 
 @pytest.fixture(autouse=True)
 def quick_ray_train(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray Train looks at its workers more often; and what the job sets in this process's environment goes again."""
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
     for name in ("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"):
         monkeypatch.setenv(name, "300")
-    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +72,8 @@ def undisturbed(ray_session: None, root: Path) -> RunConfig:
     stream.finish()
     config = job_config(root, "undisturbed", stream.location)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
-        patch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
+        for name, value in QUICK.items():
+            patch.setenv(name, value)
         outcome = run(config)
     assert outcome is not None
     assert outcome.is_finished
@@ -217,3 +223,38 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(root: Path, undisturbed: 
     assert outcome.is_finished
     require_exact(config, stream.location)
     require_same_weights(config, undisturbed)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not os.environ.get("CONG_LONG_TESTS"), reason="many minutes; set CONG_LONG_TESTS=1")
+def test_twenty_kills_of_workers_and_drivers_lose_and_repeat_nothing(root: Path, ray_session: None) -> None:
+    num_kills, num_records = 20, 320
+    rng = random.Random(11)
+    stream = GrowingStream(root / "many-stream", num_records)
+    job = {"max_failures": num_kills, "takeover_s": 6.0}
+    train = {"checkpoints": {"every_steps": 2}}
+    config = job_config(root, "many", stream.location, num_records, train=train, training_job=job)
+    process = driver(config, root)
+    try:
+        for number in range(num_kills):
+            stream.grow(num_records // (num_kills + 1))
+            reached = (number + 1) * (num_records // (num_kills + 1)) // 2 - 1
+
+            def is_far(reached: int = reached) -> bool:
+                assert process.poll() is None, "the driver has ended"
+                return last_step(config) >= reached
+
+            eventually(is_far, f"step {reached}")
+            if number % 5 == 4:
+                process.kill()
+                process.wait(30)
+                process = driver(config, root)
+            else:
+                eventually(lambda: len(workers_of(psutil.Process())) == 2, "two workers")
+                rng.choice(workers_of(psutil.Process())).kill()
+        stream.finish()
+        assert process.wait(LIMIT_S) == EXIT_DONE
+    finally:
+        process.kill()
+        process.wait(30)
+    require_exact(config, stream.location, num_records // 2)

@@ -71,15 +71,16 @@ def test_a_dry_run_shows_where_everything_will_lie(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "run").exists()
 
 
-def test_without_a_cluster_the_remedies_are_named(
+def test_a_dashboard_that_does_not_answer_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
     file = tmp_path / "run.yaml"
     file.write_text(dump_config(RunConfig(output_dir=tmp_path / "run")))
     assert main(["--config", str(file), "--submit", "http://127.0.0.1:1"]) == EXIT_WRONG
     assert "no dashboard of a cluster answers at http://127.0.0.1:1" in capsys.readouterr().err
+    assert main(["--config", str(file), "--submit", "127.0.0.1:1"]) == EXIT_WRONG
+    assert "give the dashboard's address, such as http://" in capsys.readouterr().err
 
 
 def test_a_job_knows_its_name_and_how_long_it_may_take_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:

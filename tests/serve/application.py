@@ -17,7 +17,7 @@ from serve.app import DEPLOYMENT
 from serve.files import IMPORT_PATH, ServeFile, read_serve_file
 from serve.local import deploy, drain_and_stop, wait_running
 
-LIMIT_S = 90.0
+LIMIT_S = 150.0
 """Longest wait for anything; reached only where something is broken."""
 NAME = "cong"
 

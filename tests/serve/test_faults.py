@@ -15,7 +15,7 @@ from .application import Deployed, eventually
 from .faults import BLOCK_ENGINE, DIE_BEFORE_REPLY
 from .load import under_load
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 BUILDER = "tests.serve.faults:build"
 LONG = SamplingParameters(max_tokens=48, min_tokens=48, ignore_eos=True)
