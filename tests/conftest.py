@@ -1,5 +1,5 @@
 """What all tests share: a Ray of their own, for those that need one."""
 
-from .ray_session import pytest_sessionfinish, ray_session
+from .ray_session import ray_session
 
-__all__ = ["pytest_sessionfinish", "ray_session"]
+__all__ = ["ray_session"]

@@ -3,7 +3,7 @@
 Importing this module sets the environment that Ray reads when it is imported; so it is imported first of all.
 """
 
-import os
+import atexit
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ FOLDER = Path(tempfile.mkdtemp(prefix="ct-"))
 """Its path is short, because those of sockets must be."""
 
 make_private(FOLDER)
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -32,9 +33,3 @@ def ray_session() -> Iterator[None]:
         # More than there are: what runs takes fractions, and what waits for nothing takes no time.
         with LocalRay(FOLDER, num_cpus=8):
             yield
-
-
-def pytest_sessionfinish() -> None:
-    """Leave nothing behind, token included."""
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    os.environ.pop("RAY_AUTH_TOKEN_PATH", None)

@@ -5,6 +5,7 @@
 
 import json
 import sys
+from typing import Any
 
 from ray.cluster_utils import Cluster
 
@@ -13,14 +14,14 @@ STORE_BYTES = 100 << 20
 
 def main(folder: str) -> None:
     """A head without work of its own, and two machines."""
-    head = {
+    head: dict[str, Any] = {
         "num_cpus": 0,
         "include_dashboard": False,
         "object_store_memory": STORE_BYTES,
         "temp_dir": folder,
         "node_ip_address": "127.0.0.1",
     }
-    machine = {
+    machine: dict[str, Any] = {
         "num_cpus": 1,
         "resources": {"trainer": 1},
         "object_store_memory": STORE_BYTES,
@@ -35,7 +36,7 @@ def main(folder: str) -> None:
         elif command == "add":
             machines.append(cluster.add_node(**machine))
         print(json.dumps(cluster.address), flush=True)
-    cluster.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

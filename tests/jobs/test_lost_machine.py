@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from jobs.train import EXIT_DONE
-from serve.private import TOKEN
 from tests.client.service_process import ROOT
 from tests.jobs.training import (
     LIMIT_S,
@@ -27,7 +26,6 @@ from tests.jobs.training import (
     last_step,
     require_exact,
 )
-from tests.ray_session import FOLDER
 
 pytestmark = [
     pytest.mark.ray,
@@ -61,7 +59,6 @@ def machines() -> Iterator[Machines]:
         **os.environ,
         "HOME": str(folder),
         "OMP_NUM_THREADS": "1",
-        "RAY_AUTH_TOKEN_PATH": str(FOLDER / TOKEN),
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.jobs.machines_process", str(folder)],

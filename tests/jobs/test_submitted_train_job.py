@@ -14,7 +14,6 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from jobs.train import EXIT_DONE, main
-from serve.private import TOKEN
 from tests.client.service_process import ROOT, free_port
 from tests.jobs.training import (
     NUM_RECORDS,
@@ -27,7 +26,6 @@ from tests.jobs.training import (
     last_step,
     require_exact,
 )
-from tests.ray_session import FOLDER
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -42,7 +40,6 @@ def dashboard() -> Iterator[str]:
         "OMP_NUM_THREADS": "1",
         # A job's own `python` is this one.
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
-        "RAY_AUTH_TOKEN_PATH": str(FOLDER / TOKEN),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     }
     process = subprocess.Popen(
