@@ -3,6 +3,7 @@
 What callers cannot help is told in fixed words: no paths, no stack traces, no text of theirs.
 """
 
+import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cong import errors
-from cong.wire import ErrorBody, ErrorType
+from cong.schemas import Message, Prompt, SamplingParameters, ScoreRequest
+from cong.wire import ErrorBody, ErrorType, SampleCall, ScoreCall
 
 MAX_MESSAGE_CHARS = 2000
+
+_ASKED = (SampleCall, ScoreCall, ScoreRequest, SamplingParameters, Prompt, Message)
+_FIELDS = sorted({"prompt", "alpha"}.union(*(model.model_fields for model in _ASKED)))
+"""What a request may say, for whoever has misspelt it."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +145,18 @@ def _validation(found: Sequence[Any]) -> Problem:
     for problem in found[:10]:
         field = ".".join(str(part) for part in problem["loc"] if part != "body")
         message = str(problem["msg"]).removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = _unknown(str(problem["loc"][-1]))
         fields.append(field)
         lines.append(f"{field}: {message}" if field else message)
     if len(found) > 10:
         lines.append(f"and {len(found) - 10} more")
     return Problem(422, "invalid_request_error", "invalid_value", "; ".join(lines), fields[0] if fields else None)
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, _FIELDS, n=1)
+    return f"is not known here; did you mean {close[0]}?" if close else "is not known here"
 
 
 class ErrorResponse(Response):

@@ -18,7 +18,7 @@ def main(folder: str) -> None:
         "num_cpus": 0,
         "include_dashboard": False,
         "object_store_memory": STORE_BYTES,
-        "temp_dir": folder,
+        "temp_dir": f"{folder}/ray",
         "node_ip_address": "127.0.0.1",
     }
     machine: dict[str, Any] = {

@@ -59,7 +59,10 @@ def machines() -> Iterator[Machines]:
         **os.environ,
         "HOME": str(folder),
         "OMP_NUM_THREADS": "1",
+        # Where the cluster notes its address, and everything else.
+        "RAY_TMPDIR": str(folder),
     }
+    (folder / "ray").mkdir()
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.jobs.machines_process", str(folder)],
         cwd=ROOT,

@@ -148,6 +148,19 @@ def test_each_refusal_has_its_status_its_field_and_its_time(world: World) -> Non
     run(main())
 
 
+def test_a_misspelt_field_is_told_with_the_one_that_was_meant(world: World) -> None:
+    async def main() -> None:
+        async with hosting(world) as hosted:
+            bodies = [{"prompt": "a", "num_sample": 2}, {"prompt": "a", "parameters": {"temprature": 0.5}}]
+            for body, meant in zip(bodies, ("num_samples", "temperature"), strict=True):
+                response = await hosted.client.post("/sample", json=body)
+                assert response.status_code == 422
+                error = ErrorReply.model_validate_json(response.content).error
+                assert f"is not known here; did you mean {meant}?" in error.message
+
+    run(main())
+
+
 def test_an_error_behind_the_first_byte_stands_in_the_last_event(world: World) -> None:
     async def main() -> None:
         engine = Troubled(make_engine(world))
