@@ -66,10 +66,10 @@ class Job:
             token = prepare_folder(config)
             say_what_is_there(config)
             board = open_board()
-            fit = _Fit(make_trainer(config, board, self._folder, token))
+            fit = Fit(make_trainer(config, board, self._folder, token))
             return self._watch(fit, board, claim, stop)
 
-    def _watch(self, fit: "_Fit", board: Any, claim: Claim, stop: StopRequest) -> Outcome | None:
+    def _watch(self, fit: "Fit", board: Any, claim: Claim, stop: StopRequest) -> Outcome | None:
         stop_until_s: float | None = None
         with ExitStack() as stack:
             shown = _Shown(stack, f"training {self._config.train.objective.name}")
@@ -85,13 +85,12 @@ class Job:
                 shown.take(_ask(board, stop))
                 fit.wait(_POLL_S)
             shown.take(_ask(board, stop))
-            refusal = shown.refusal
-        if refusal is not None:
-            raise Refused(refusal)
-        return fit.outcome()
+            if shown.refusal is not None:
+                raise Refused(shown.refusal)
+            return fit.outcome()
 
 
-class _Fit:
+class Fit:
     """Ray Train in a thread of its own: the main one hears signals."""
 
     def __init__(self, trainer: Any) -> None:
@@ -109,9 +108,11 @@ class _Fit:
 
     @property
     def is_running(self) -> bool:
+        """It has not ended."""
         return self._thread.is_alive()
 
     def wait(self, seconds: float) -> None:
+        """Until it ends, but no longer."""
         self._thread.join(seconds)
 
     def outcome(self) -> Outcome:

@@ -9,7 +9,8 @@ from typing import Any
 
 from cong.cluster.commands import docker_variables, flags_of, published_ports, variables_of
 from cong.cluster.images import image_trouble
-from cong.cluster.problem import Problem, near_misses, nearest, offered
+from cong.cluster.problem import Problem, near_misses, offered
+from cong.config.spelling import nearest
 
 Cluster = dict[str, Any]
 Rule = Callable[[Cluster], Iterator[Problem]]

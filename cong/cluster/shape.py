@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from cong.cluster.problem import Problem, joined, near_misses, nearest, num_edits, offered
+from cong.cluster.problem import Problem, joined, near_misses, offered
+from cong.config.spelling import nearest, num_edits
 
 _KINDS = {
     "text": "text",

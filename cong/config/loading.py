@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cong.config.spelling import nearest, num_edits
 from cong.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -133,11 +134,13 @@ def _nearest(model: type[BaseModel], path: Sequence[str | int]) -> str:
     wrong = str(path[-1])
     here = _known_keys(model, path[:-1])
     elsewhere = _all_keys(model)
-    if wrong in elsewhere:
+    near = nearest(wrong, here)
+    num_wrong = num_edits(wrong, near[0]) if near else len(wrong)
+    # One letter off is a slip; a whole key of another section stands in the wrong place.
+    if num_wrong > 1 and wrong in elsewhere:
         return elsewhere[wrong][0]
-    close = difflib.get_close_matches(wrong, here, n=1, cutoff=0.5)
-    if close:
-        return here[close[0]]
+    if num_wrong <= max(1, len(wrong) // 2):
+        return here[near[0]]
     close = difflib.get_close_matches(wrong, elsewhere, n=1, cutoff=0.6) or difflib.get_close_matches(
         wrong, here, n=1, cutoff=0.0
     )

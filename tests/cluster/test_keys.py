@@ -8,7 +8,7 @@ import pytest
 
 from cong.cluster.check import document_problems
 from cong.cluster.document import recognise
-from cong.cluster.problem import num_edits
+from cong.config.spelling import num_edits
 
 from .shipped import CHECKED_FILES, ROOT, key_paths, load, renamed
 

@@ -14,8 +14,9 @@ from ray.runtime_env import RuntimeEnv
 from ray.serve.schema import ServeDeploySchema
 
 from cong.cluster.application import Arguments, Light, Resources
-from cong.cluster.problem import near_misses, nearest, num_edits
+from cong.cluster.problem import near_misses
 from cong.cluster.shape import Fit, Keys, Members, Reference, Shape, Word, known_keys, resolved, shape_names, shape_of
+from cong.config.spelling import nearest, num_edits
 from serve.app import Arguments as ServedArguments
 from serve.app import Resources as ServedResources
 from serve.light import LightSettings

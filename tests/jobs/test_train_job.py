@@ -19,7 +19,7 @@ from cong.config import RunConfig
 from cong.train.run import Outcome
 from cong.train.stopping import StopRequest
 from jobs.claim import RunIsTaken
-from jobs.train import EXIT_DONE, Job, Refused
+from jobs.train import EXIT_DONE, Failed, Fit, Job, Refused
 from tests.jobs.training import (
     LIMIT_S,
     NUM_RECORDS,
@@ -201,6 +201,24 @@ def test_another_recipe_is_refused_by_name_and_not_tried_again(undisturbed: RunC
     changed = undisturbed.model_copy(update={"train": undisturbed.train.model_copy(update={"seed": 5})})
     with pytest.raises(Refused, match=r"made by another recipe:\n  train.seed was 0 and is 5"):
         run(changed)
+
+
+def test_a_folder_that_a_worker_does_not_share_is_refused_with_its_name(root: Path, undisturbed: RunConfig) -> None:
+    import ray
+
+    from jobs.board import open_board
+    from jobs.fitting import make_trainer
+
+    alone = undisturbed.training_job.model_copy(update={"num_workers": 1, "max_failures": 0})
+    config = undisturbed.model_copy(update={"output_dir": root / "unshared", "training_job": alone})
+    board = open_board()
+    fit = Fit(make_trainer(config, board, root, "what nobody has written"))
+    fit.wait(LIMIT_S)
+    with pytest.raises(Failed):
+        fit.outcome()
+    refusal = ray.get(board.refusal.remote(), timeout=LIMIT_S)
+    assert f"does not see in {config.output_dir} what the driver has written there" in refusal
+    assert not (config.output_dir / "metrics.jsonl").exists()
 
 
 def has_reached(config: RunConfig, process: "subprocess.Popen[bytes]", step: int) -> bool:
