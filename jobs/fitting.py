@@ -18,6 +18,8 @@ from jobs.workers import Task, work, write_token
 logger = logging.getLogger(__name__)
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
+SEEN_WITHIN_S = 90.0
+"""Clients of NFS may believe for a minute that a new file is not there."""
 _DEATH_IS_SEEN_S = 2.0
 
 
@@ -48,7 +50,9 @@ def say_what_is_there(config: RunConfig) -> None:
         )
 
 
-def make_trainer(config: RunConfig, board: Any, folder: Path, token: str) -> TorchTrainer:
+def make_trainer(
+    config: RunConfig, board: Any, folder: Path, token: str, *, seen_within_s: float = SEEN_WITHIN_S
+) -> TorchTrainer:
     """Ray Train around `work`; sets what Ray Train reads from this process's environment."""
     job, folder_of_run = config.training_job, config.output_dir
     timeout_s = max(1, round(config.train.deepspeed.timeout_s))
@@ -59,7 +63,7 @@ def make_trainer(config: RunConfig, board: Any, folder: Path, token: str) -> Tor
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     return TorchTrainer(
         work,  # type: ignore[arg-type]
-        train_loop_config={"task": Task(config, board, str(folder), token)},
+        train_loop_config={"task": Task(config, board, str(folder), token, seen_within_s)},
         torch_config=TorchConfig(backend="nccl" if job.gpus_per_worker else "gloo", timeout_s=timeout_s),
         scaling_config=ScalingConfig(
             num_workers=job.num_workers,

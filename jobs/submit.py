@@ -9,8 +9,10 @@ import math
 import os
 import re
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ray.job_submission import JobDetails, JobSubmissionClient
 
@@ -21,6 +23,9 @@ from jobs.planning import placed
 
 ENTRYPOINT = "python -m jobs.train --config run.yaml"
 _URL_VARIABLE = "RAY_API_SERVER_ADDRESS"
+_TRY_AGAIN = "try again later"
+_READY_S = 90.0
+_POLL_S = 1.0
 _SPARE_S = 30.0
 """What `ray job stop` waits beyond the time that saving may take."""
 
@@ -39,7 +44,8 @@ def submit(config: RunConfig, url: str) -> int:
         with tempfile.TemporaryDirectory() as package:
             (Path(package) / "run.yaml").write_text(dump_config(config), encoding="utf-8")
             wait_s = math.ceil(config.training_job.grace_s + _SPARE_S)
-            client.submit_job(
+            _submit(
+                client,
                 entrypoint=ENTRYPOINT,
                 submission_id=name,
                 runtime_env={"working_dir": package, "env_vars": {STOP_WAIT_VARIABLE: str(wait_s)}},
@@ -50,8 +56,21 @@ def submit(config: RunConfig, url: str) -> int:
     except RuntimeError as error:
         if "already exists" not in str(error):
             raise ConfigError(f"{url} does not take the job: {error}") from error
-        return _say(name, url, "has just been submitted by somebody else")
+        return _say(name, url, "has been submitted a moment ago")
     return _say(name, url, "is submitted")
+
+
+def _submit(client: JobSubmissionClient, **job: Any) -> None:
+    """Submit, and again while a cluster that has just started asks for that; an id makes sure that it counts once."""
+    until_s = time.monotonic() + _READY_S
+    while True:
+        try:
+            client.submit_job(**job)
+            return
+        except RuntimeError as error:
+            if _TRY_AGAIN not in str(error) or time.monotonic() > until_s:
+                raise
+        time.sleep(_POLL_S)
 
 
 def _client(url: str) -> JobSubmissionClient:

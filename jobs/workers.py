@@ -34,7 +34,6 @@ from jobs.claim import FOLDER
 logger = logging.getLogger(__name__)
 
 TOKEN = "token"
-_SEEN_WITHIN_S = 20.0
 _FREE_WITHIN_S = 60.0
 _POLL_S = 0.2
 
@@ -50,6 +49,8 @@ class Task:
     """Where the driver was started: names in the configuration are relative to it."""
     token: str
     """What the driver has written into the run's folder."""
+    seen_within_s: float
+    """So late may a worker see what others have written."""
 
 
 class _Stop(StopRequest):
@@ -126,7 +127,7 @@ def _train(task: Task, rank: int, world_size: int, messenger: Messenger, speaker
         os.chdir(task.folder)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    require_same_folder(config.output_dir, task.token, rank, world_size)
+    require_same_folder(task, rank, world_size)
     if rank == 0:
         wait_until_free(config.output_dir / "run.lock")
         logger.info("%d worker(s) have started", world_size)
@@ -158,11 +159,12 @@ def _report(metrics: Mapping[str, float], folder: Path) -> None:
     )
 
 
-def require_same_folder(folder: Path, token: str, rank: int, world_size: int) -> None:
+def require_same_folder(task: Task, rank: int, world_size: int) -> None:
     """Refuse unless this worker can write into the run's folder and sees what all others and the driver have written.
 
     Whatever is missing is waited for a little: network file systems show new files late.
     """
+    folder, token = task.config.output_dir, task.token
     attempt: str = broadcast_from_rank_zero(uuid.uuid4().hex)
     probes = [folder / FOLDER / f"probe-{attempt}-{other:05d}" for other in range(world_size)]
     here = f"rank {rank} on {socket.gethostname()}"
@@ -173,7 +175,7 @@ def require_same_folder(folder: Path, token: str, rank: int, world_size: int) ->
     except OSError as error:
         raise ConfigError(f"{here} cannot write into {folder}: {error}; {remedy}") from error
     barrier()
-    until_s = time.monotonic() + _SEEN_WITHIN_S
+    until_s = time.monotonic() + task.seen_within_s
     makers = {folder / FOLDER / TOKEN: "the driver", **{path: f"rank {number}" for number, path in enumerate(probes)}}
     while missing := [maker for path, maker in makers.items() if not _holds(path, token)]:
         if time.monotonic() > until_s:

@@ -212,7 +212,7 @@ def test_a_folder_that_a_worker_does_not_share_is_refused_with_its_name(root: Pa
     alone = undisturbed.training_job.model_copy(update={"num_workers": 1, "max_failures": 0})
     config = undisturbed.model_copy(update={"output_dir": root / "unshared", "training_job": alone})
     board = open_board()
-    fit = Fit(make_trainer(config, board, root, "what nobody has written"))
+    fit = Fit(make_trainer(config, board, root, "what nobody has written", seen_within_s=1.0))
     fit.wait(LIMIT_S)
     with pytest.raises(Failed):
         fit.outcome()

@@ -31,13 +31,13 @@ def start(config: RunConfig, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def num_files(config: RunConfig) -> int:
-    """Grows with every segment, checkpoint and mark."""
-    return sum(1 for _ in (config.output_dir / "stages").rglob("*"))
+    """Grows with every segment and mark; files that vanish while it looks do not matter."""
+    return sum(len(files) for folder, _, files in os.walk(config.output_dir / "stages") if "checkpoints" not in folder)
 
 
-def kill_after(config: RunConfig, process: subprocess.Popen[bytes], num_new: int, pause_s: float) -> bool:
-    """Kill once so many files more are there; False where it ended before."""
-    goal, until_s = num_files(config) + num_new, time.monotonic() + LIMIT_S
+def kill_at(config: RunConfig, process: subprocess.Popen[bytes], goal: int, pause_s: float) -> bool:
+    """Kill once so many files are there; False where it ended before."""
+    until_s = time.monotonic() + LIMIT_S
     while num_files(config) < goal and process.poll() is None:
         assert time.monotonic() < until_s, "nothing happens"
         time.sleep(0.005)
@@ -83,10 +83,13 @@ def require_same(config: RunConfig, undisturbed: RunConfig) -> None:
 def kill_and_run_again(config: RunConfig, undisturbed: RunConfig, folder: Path, num_kills: int, seed: int) -> None:
     rng = random.Random(seed)
     num_killed = 0
-    for _ in range(num_kills):
+    # Somewhere in each part of the way.
+    most = 0.95 * num_files(undisturbed)
+    for number in range(num_kills):
         process = start(config, folder)
         try:
-            num_killed += kill_after(config, process, rng.randint(3, 60), rng.random() * 0.1)
+            goal = round(most * (number + rng.random()) / num_kills)
+            num_killed += kill_at(config, process, goal, rng.random() * 0.05)
         finally:
             process.kill()
             process.wait(30.0)
