@@ -23,8 +23,9 @@ demo: $(READY) ## The whole method in the lab's tiny world, with a table and an 
 serve: $(READY) ## The service on http://127.0.0.1:8000 with the lab's tiny pair, until Ctrl-C
 	$(BIN)/python -m serve
 
-test: $(READY) ## Every test
-	$(BIN)/python -m pytest
+test: $(READY) ## Every test: those without Ray side by side, then those with one Ray
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not ray" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ray
 
 check: $(READY) ## Format, lint, strict types, import rules, docs build
 	$(BIN)/ruff format --check cong serve jobs bench tests

@@ -64,6 +64,8 @@ class Board:
         self.given = Given(config)
         self.stages = _stages_of(config, self.given)
         self._made: dict[str, Product] = {}
+        self._recipes: dict[tuple[str, ...], Recipe] = {}
+        """By stage and the fingerprints of what it takes: judges' weights are read once."""
 
     @cached_property
     def makers(self) -> Mapping[str, Stage]:
@@ -94,7 +96,7 @@ class Board:
             names = list(dict.fromkeys(waiting))
             shown = ", ".join(names) if len(names) <= _MOST_NAMES else f"{len(names)} stages"
             return Standing(stage, "waits", f"for {shown}")
-        recipe = recipe_of(stage, inputs, self.config)
+        recipe = self._recipe(stage, inputs)
         folder = self.folder_of(stage) / key_of(recipe)[:_KEY_CHARS]
         marker = read_marker(folder)
         if marker is not None and marker.recipe == recipe:
@@ -109,6 +111,12 @@ class Board:
         if nearest is None:
             return Standing(stage, "new", "has not run yet", recipe, folder)
         return Standing(stage, "changed", ", ".join(nearest), recipe, folder)
+
+    def _recipe(self, stage: Stage, inputs: Mapping[str, Product]) -> Recipe:
+        name = (stage.name, *(f"{one.fingerprint} {sorted(one.facts.items())}" for one in inputs.values()))
+        if name not in self._recipes:
+            self._recipes[name] = recipe_of(stage, inputs, self.config)
+        return self._recipes[name]
 
     def former(self, stage: Stage) -> list[Marker]:
         """The complete runs of a stage, whatever they were made from, newest first."""

@@ -19,7 +19,7 @@ VERSIONS: Mapping[Kind, int] = {"train": 1, "sample": 1, "import": 1, "evaluate"
 
 Recipe = Mapping[str, Any]
 
-_INPUT = "input."
+_INPUT, _CANDIDATES = "input.", "candidates"
 
 
 def own_settings(config: RunConfig, stage: Stage) -> Any:
@@ -110,7 +110,7 @@ def _of_sampling(stage: Stage, inputs: Mapping[str, Product], config: RunConfig)
 
 def _of_evaluation(stage: Stage, inputs: Mapping[str, Product], config: RunConfig) -> Iterator[tuple[str, Any]]:
     settings = config.evaluation
-    yield "candidates", [role for role in inputs if role not in ("aligned", "base", "prompts")]
+    yield _CANDIDATES, [role for role in inputs if role not in ("aligned", "base", "prompts")]
     for judge in open_judges(settings, judging_models(inputs, config), config.engine, frozenset()):
         yield f"judge {judge.name}", judge.fingerprint
     kept = settings.model_dump(mode="json", exclude={"prompts", "judges", "answers_stream", "candidates"})
@@ -136,6 +136,8 @@ def changes(before: Recipe, now: Recipe) -> list[str]:
         if name.startswith(_INPUT):
             what = name.removeprefix(_INPUT)
             phrases.append(f"{what} is new" if old is None else f"{what} is gone" if new is None else f"another {what}")
+        elif name == _CANDIDATES:
+            phrases.append("other candidates")
         elif name.startswith("judge "):
             phrases.append(f"{name} is {'new' if old is None else 'gone' if new is None else 'another'}")
         elif isinstance(old, Mapping) and isinstance(new, Mapping):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from cong.config import RunConfig
 from cong.errors import ConfigError
 from cong.pipeline import Board, run_pipeline
 from cong.pipeline.attempt import read_lines
+from cong.pipeline.recipe import recipe_of
 from tests.pipeline.conftest import NUM_PROMPTS, Configure, changed, rewards, states
 
 STAGES = ["align-weak", "sample", "cong-s", "own-samples", "cong", "plain-samples", "weak-sft", "evaluate", "report"]
@@ -73,6 +75,7 @@ OF_SAMPLE = {"sample", "cong-s", "own-samples", "cong", "evaluate", "report"}
         ({"train": {"checkpoints": {"every_steps": 1}}}, "", set()),
         ({"train": {"batches": {"max_tokens_per_micro_batch": 256}}}, "", set()),
         ({"pipeline": {"executor": "subprocess"}}, "", set()),
+        ({"pipeline": {"overlaps": True}}, "", set()),
     ],
 )
 def test_a_changed_setting_concerns_exactly_the_stages_behind_it(
@@ -125,6 +128,33 @@ def test_a_lost_product_is_made_again_and_changes_nothing_else(copied: RunConfig
     assert standing.state == "damaged"
     assert "model.safetensors is gone" in standing.reason
     assert run_pipeline(copied).ran == ["weak-sft"]
+
+
+def test_training_that_was_begun_on_a_stream_made_anew_since_begins_again(
+    copied: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder,) = (copied.output_dir / "stages" / "weak-sft").iterdir()
+    (folder / "complete.json").unlink()
+    begun = json.loads((folder / "begun.json").read_text())
+    (folder / "begun.json").write_text(json.dumps({**begun, "streams": {"samples": "another"}}))
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "of-another-stream").touch()
+    assert run_pipeline(copied).ran == ["weak-sft"]
+    assert "weak-sft was begun on a stream that has been made anew since" in caplog.text
+
+
+def test_steps_are_planned_for_all_samples_only_where_training_follows_them(undisturbed: RunConfig) -> None:
+    board = Board(undisturbed)
+    board.survey()
+    (stage,) = [one for one in board.stages if one.name == "cong-s"]
+    (samples,) = [product for role, product in board.products(stage).items() if role == "samples"]
+    some_cut = replace(samples, facts={**samples.facts, "num_expected": 24, "num_whole": 16})
+    inputs = {**board.products(stage), "samples": some_cut}
+    beside = changed(undisturbed, {"pipeline": {"overlaps": True}})
+    assert recipe_of(stage, inputs, undisturbed)["planned steps"] == 2
+    assert recipe_of(stage, inputs, beside)["planned steps"] == 3
+    epochs = changed(undisturbed, {"pipeline": {"overlaps": True, "imitate": {"num_epochs": 2}}})
+    assert "planned steps" not in recipe_of(stage, inputs, epochs)
 
 
 def test_bytes_that_changed_are_noticed(copied: RunConfig) -> None:
