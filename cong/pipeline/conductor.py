@@ -106,21 +106,27 @@ class _Run:
         others = [(one, task_, self._executor.start(task_, self._stop)) for one, task_ in beside]
         try:
             first.wait()
+            self._finish(standing, task, started_s)
+            self._board.look(stage)
+            while others:
+                other, other_task, running = others[0]
+                running.wait()
+                others.pop(0)
+                self._finish_follower(other, other_task, started_s)
         except BaseException:
             # Those that follow would wait for more in vain; they have their checkpoints.
             for _, _, running in others:
                 self._let_go(running)
             raise
-        self._finish(standing, task, started_s)
-        self._board.look(stage)
-        for other, other_task, running in others:
-            running.wait()
-            now = self._board.look(other.stage)
-            if now.folder == other.folder and now.state != "done" and _has_followed(other_task):
-                self._finish(other, other_task, started_s)
-            elif now.state != "done":
-                logger.warning("%s has not followed to the end, and runs once more by itself", other.stage.name)
-                remove_folder(other_task.folder)
+
+    def _finish_follower(self, standing: Standing, task: Task, started_s: float) -> None:
+        """Declare a training complete that has seen all that it would see now."""
+        now = self._board.look(standing.stage)
+        if now.folder == standing.folder and _has_followed(task):
+            self._finish(standing, task, started_s)
+        else:
+            logger.warning("%s has not followed to the end, and runs once more by itself", standing.stage.name)
+            remove_folder(task.folder)
 
     def _let_go(self, running: Running) -> None:
         if self._stop.is_set:

@@ -16,6 +16,7 @@ from cong.pipeline.board import Standing
 from cong.pipeline.book import GAINS
 from cong.pipeline.costs import Cost
 from cong.pipeline.stage import Product
+from cong.pipeline.tables import bottleneck, cost_table, failures_table, given_table, stages_table
 from cong.report import (
     Axis,
     Bar,
@@ -38,10 +39,6 @@ from cong.report import (
 )
 from cong.report.page import Block
 from cong.statistics import paired_interval
-
-_MOST_FAILURES = 50
-_SHORT = 12
-"""Characters of a fingerprint that tables show."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +101,14 @@ def pipeline_page(material: Material) -> Page:
             sections.append(Section("Judges against each other", _relations(judged)))
         if judged.samples:
             sections.append(Section("Answers side by side", list(judged.samples)))
-    sections.append(Section("What was made from what", [_given_table(material), _stages_table(material)]))
+    sections.append(Section("What was made from what", [given_table(material.given), stages_table(material.stages)]))
     if material.trained:
         sections.append(Section("Training", _curves(material.trained)))
     if material.drawn:
         sections.append(Section("Samples", _lengths(material.drawn)))
     if material.failures:
-        sections.append(Section("Given up", [_failures_table(material.failures)]))
-    sections.append(Section("What it took", [Prose(bottleneck(material.stages)), _cost_table(material.stages)]))
+        sections.append(Section("Given up", [failures_table(material.failures)]))
+    sections.append(Section("What it took", [Prose(bottleneck(material.stages)), cost_table(material.stages)]))
     sections.append(Section("Configuration", [Details("the whole configuration", material.configuration)]))
     return Page(
         title="From a weak pair to a strong model",
@@ -206,41 +203,6 @@ def _relations(judged: Judged) -> list[Block]:
     return [*blocks, Figure(Panels(plots, num_columns=2), caption)]
 
 
-def _given_table(material: Material) -> Table:
-    rows: list[list[Cell]] = [
-        [name, product.location, product.fingerprint[: _SHORT + 3]] for name, product in material.given.items()
-    ]
-    columns = [Column("given", "left"), Column("where", "left"), Column("content", "left")]
-    return Table("What the pipeline was given", columns, rows)
-
-
-def _stages_table(material: Material) -> Table:
-    rows: list[list[Cell]] = []
-    for standing, _ in material.stages:
-        marker, folder = standing.marker, standing.folder
-        assert marker is not None, "a report is made of what is done"
-        assert folder is not None, "a report is made of what is done"
-        taken = ", ".join(dict.fromkeys(standing.stage.inputs.values()))
-        rows.append([standing.stage.name, standing.stage.about, taken, _amount(marker.facts), folder.name[:_SHORT]])
-    columns = [
-        Column("stage", "left"),
-        Column("what it does", "left"),
-        Column("from", "left"),
-        Column("amount", "left"),
-        Column("recipe", "left"),
-    ]
-    return Table(
-        "Stages", columns, rows, caption="A stage runs again where its recipe or the content of an input changes."
-    )
-
-
-def _amount(facts: Mapping[str, Any]) -> str:
-    if "num_records" in facts:
-        cut = int(facts["num_records"]) - int(facts["num_whole"])
-        return f"{int(facts['num_records']):,} samples" + (f", {cut} cut off" if cut else "")
-    return f"{int(facts['num_steps']):,} steps" if "num_steps" in facts else ""
-
-
 _CURVES = (("loss", "loss", ""), ("reward_margin", "reward margin", "nats"), ("accuracy", "accuracy", ""))
 
 
@@ -283,50 +245,3 @@ def _lengths(drawn: Sequence[Drawn]) -> list[Block]:
         Table("Samples for training", columns, rows, caption="Those cut off teach nothing and are left out."),
         Figure(plot, "Lengths of the samples of each stage."),
     ]
-
-
-def _failures_table(failures: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
-    rows: list[list[Cell]] = [
-        [stage, str(line.get("prompt_id", line.get("where", ""))), str(line["error"]), str(line["reason"])]
-        for stage, line in failures[:_MOST_FAILURES]
-    ]
-    columns = [Column("stage", "left"), Column("prompt", "left"), Column("error", "left"), Column("reason", "left")]
-    more = f"The first {_MOST_FAILURES} of {len(failures)}." if len(failures) > _MOST_FAILURES else ""
-    return Table("Prompts without samples", columns, rows, caption=more)
-
-
-def bottleneck(stages: Sequence[tuple[Standing, Cost]]) -> str:
-    """Which stage took most, and on what."""
-    total_s = sum(cost.seconds for _, cost in stages)
-    slowest = max((cost for _, cost in stages), key=lambda cost: cost.seconds)
-    share = slowest.seconds / total_s if total_s else 0.0
-    on = f", most of it on {slowest.bottleneck}" if slowest.bottleneck else ""
-    return (
-        f"The stages took {total_s:,.1f} s in all. The bottleneck is {slowest.name}: {slowest.seconds:,.1f} s, "
-        f"{share:.0%} of it{on}."
-    )
-
-
-def _cost_table(stages: Sequence[tuple[Standing, Cost]]) -> Table:
-    total_s = sum(cost.seconds for _, cost in stages)
-    rows: list[list[Cell]] = [
-        [
-            cost.name,
-            cost.seconds,
-            cost.seconds / total_s if total_s else None,
-            cost.num_tokens,
-            cost.tokens_per_s,
-            cost.bottleneck,
-        ]
-        for _, cost in stages
-    ]
-    columns = [
-        Column("stage", "left"),
-        Column("seconds", format=",.1f"),
-        Column("share", format=".0%"),
-        Column("tokens"),
-        Column("tokens/s", format=",.0f"),
-        Column("most time on", "left"),
-    ]
-    caption = "Seconds include starting; those of attempts that were killed are not known."
-    return Table("Time and tokens", columns, rows, caption=caption)

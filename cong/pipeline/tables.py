@@ -1,0 +1,103 @@
+"""The tables of a pipeline's report about the pipeline itself: what it was given, what it made, what that took."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cong.pipeline.board import Standing
+from cong.pipeline.costs import Cost
+from cong.pipeline.stage import Product
+from cong.report import Cell, Column, Table
+
+_MOST_FAILURES = 50
+_SHORT = 12
+"""Characters of a fingerprint that tables show."""
+
+
+def given_table(given: Mapping[str, Product]) -> Table:
+    """What was given, by content."""
+    rows: list[list[Cell]] = [
+        [name, product.location, product.fingerprint[: _SHORT + 3]] for name, product in given.items()
+    ]
+    columns = [Column("given", "left"), Column("where", "left"), Column("content", "left")]
+    return Table("What the pipeline was given", columns, rows)
+
+
+def stages_table(stages: Sequence[tuple[Standing, Cost]]) -> Table:
+    """What every stage was made from."""
+    rows: list[list[Cell]] = []
+    for standing, _ in stages:
+        marker, folder = standing.marker, standing.folder
+        assert marker is not None, "a report is made of what is done"
+        assert folder is not None, "a report is made of what is done"
+        taken = ", ".join(dict.fromkeys(standing.stage.inputs.values()))
+        rows.append([standing.stage.name, standing.stage.about, taken, _amount(marker.facts), folder.name[:_SHORT]])
+    columns = [
+        Column("stage", "left"),
+        Column("what it does", "left"),
+        Column("from", "left"),
+        Column("amount", "left"),
+        Column("recipe", "left"),
+    ]
+    return Table(
+        "Stages", columns, rows, caption="A stage runs again where its recipe or the content of an input changes."
+    )
+
+
+def _amount(facts: Mapping[str, Any]) -> str:
+    if "num_records" in facts:
+        cut = int(facts["num_records"]) - int(facts["num_whole"])
+        return f"{int(facts['num_records']):,} samples" + (f", {cut} cut off" if cut else "")
+    return f"{int(facts['num_steps']):,} steps" if "num_steps" in facts else ""
+
+
+def failures_table(failures: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """Prompts that were given up, and why."""
+    rows: list[list[Cell]] = [
+        [stage, str(line.get("prompt_id", line.get("where", ""))), str(line["error"]), str(line["reason"])]
+        for stage, line in failures[:_MOST_FAILURES]
+    ]
+    columns = [Column("stage", "left"), Column("prompt", "left"), Column("error", "left"), Column("reason", "left")]
+    more = f"The first {_MOST_FAILURES} of {len(failures)}." if len(failures) > _MOST_FAILURES else ""
+    return Table("Prompts without samples", columns, rows, caption=more)
+
+
+def bottleneck(stages: Sequence[tuple[Standing, Cost]]) -> str:
+    """Which stage took most, and on what."""
+    total_s = sum(cost.seconds for _, cost in stages)
+    slowest = max((cost for _, cost in stages), key=lambda cost: cost.seconds)
+    share = slowest.seconds / total_s if total_s else 0.0
+    on = f", most of it on {slowest.bottleneck}" if slowest.bottleneck else ""
+    return (
+        f"The stages took {total_s:,.1f} s in all. The bottleneck is {slowest.name}: {slowest.seconds:,.1f} s, "
+        f"{share:.0%} of it{on}."
+    )
+
+
+def cost_table(stages: Sequence[tuple[Standing, Cost]]) -> Table:
+    """Time and tokens of every stage."""
+    """Time and tokens of every stage."""
+    """Prompts that were given up, and why."""
+    """What every stage was made from."""
+    """What was given, by content."""
+    total_s = sum(cost.seconds for _, cost in stages)
+    rows: list[list[Cell]] = [
+        [
+            cost.name,
+            cost.seconds,
+            cost.seconds / total_s if total_s else None,
+            cost.num_tokens,
+            cost.tokens_per_s,
+            cost.bottleneck,
+        ]
+        for _, cost in stages
+    ]
+    columns = [
+        Column("stage", "left"),
+        Column("seconds", format=",.1f"),
+        Column("share", format=".0%"),
+        Column("tokens"),
+        Column("tokens/s", format=",.0f"),
+        Column("most time on", "left"),
+    ]
+    caption = "Seconds include starting; those of attempts that were killed are not known."
+    return Table("Time and tokens", columns, rows, caption=caption)
