@@ -63,6 +63,7 @@ PURE = {
     "config": {"pydantic", "yaml"},
     "decoding": {"torch"},
     "objectives": {"torch"},
+    "stream": {"numpy", "pyarrow", "fsspec"},
 }
 
 
@@ -142,6 +143,9 @@ def test_arrows_point_one_way() -> None:
         ("decoding", "from cong import schemas"),
         ("engine", "import importlib\nimportlib.import_module('cong.train')"),
         ("models", "from cong.stream import reader"),
+        ("stream", "def f() -> None:\n    import torch"),
+        ("stream", "import datasets"),
+        ("stream", "from cong.models import Tokenizer"),
         ("lab", "from cong.evaluation import judge"),
         ("train", "import ray"),
         ("engine", "import transformers"),
@@ -165,6 +169,11 @@ def loaded_packages(statement: str) -> set[str]:
 
 def test_the_vocabulary_loads_no_torch() -> None:
     assert not loaded_packages("import cong.config, cong.schemas, cong.errors") & {"torch", "numpy", "transformers"}
+
+
+def test_a_stream_is_read_and_written_without_torch() -> None:
+    heavy = {"torch", "transformers", "datasets", "s3fs", "boto3", "matplotlib", "rich"}
+    assert not loaded_packages("import cong.stream, cong.stream.export, cong.stream.statistics") & heavy
 
 
 @pytest.mark.parametrize("room", ["decoding", "objectives"])

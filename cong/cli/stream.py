@@ -5,6 +5,7 @@ import datetime
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +32,13 @@ from cong.report import (
     to_rich,
     write_html,
 )
-from cong.stream import Cursor, Draw, Span, Store, StreamReader, compact, open_store, to_records, verify
+from cong.stream import Cursor, Draw, Span, Store, StreamReader, compact, open_store, retain, to_records, verify
 from cong.stream.export import export
 from cong.stream.filesystem import LocalFileSystem
 from cong.stream.identity import require_identity
 from cong.stream.index import KeyIndex, index_cache
 from cong.stream.listing import list_stream
-from cong.stream.names import JOURNAL
+from cong.stream.names import JOURNAL, SEGMENTS
 from cong.stream.statistics import SampleFacts, lane_facts, sample_facts
 from cong.stream.store import LocalStore
 
@@ -214,6 +215,55 @@ def _compact(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _retain(arguments: argparse.Namespace) -> int:
+    store = _store(arguments)
+    stream = require_identity(store)
+    cursors = [_read_cursor(path) for path in arguments.cursors]
+    for run in arguments.runs:
+        # Only runs need the training room, and with it torch.
+        from cong.train.resuming import cursors_in_use
+
+        found = cursors_in_use(run)
+        if found[0].stream != stream:
+            raise StreamError(f"{run} trains on stream {found[0].stream}, and {store.location} is stream {stream}")
+        print(f"{run}: {_records_read(found)}")
+        cursors += found
+    if not cursors:
+        raise StreamError(
+            "nothing says which rows are still needed; give --run with the output_dir of every training run that reads "
+            "this stream, or --cursor"
+        )
+    sizes = {f"{SEGMENTS}/{entry.name}": entry.num_bytes for entry in store.entries(SEGMENTS)}
+    before = list_stream(store)
+    done = retain(store, cursors, is_dry_run=arguments.dry_run)
+    verb = "would be removed" if arguments.dry_run else "removed"
+    size = _size(sum(sizes.get(segment.path, 0) for segment in done.segments))
+    num_left = len(before.segments) - len(done.segments)
+    print(
+        f"{store.location}: {done.num_rows:,} rows in {len(done.segments):,} segments, {size}, {verb}; "
+        f"{before.num_rows - done.num_rows:,} rows in {num_left:,} segments stay"
+    )
+    if not done.segments:
+        print("no segment lies wholly below every cursor, so every one may still be read")
+    return 0
+
+
+def _read_cursor(path: Path) -> Cursor:
+    try:
+        return Cursor.from_json(path.read_bytes())
+    except OSError as error:
+        raise StreamError(f"cannot read the cursor {path}: {error.strerror or error}") from error
+    except StreamError as error:
+        raise StreamError(f"{path}: {error}") from error
+
+
+def _records_read(cursors: Sequence[Cursor]) -> str:
+    least, most = min(cursor.num_records for cursor in cursors), max(cursor.num_records for cursor in cursors)
+    if least == 0:
+        return "its checkpoints go back to the beginning of what it reads"
+    return f"its checkpoints lie behind {least:,} to {most:,} records"
+
+
 def _bars(counts: Counter[str], label: str) -> BarPlot:
     total = max(1, sum(counts.values()))
     bars = [Bar(name, 100.0 * count / total) for name, count in counts.most_common(12)]
@@ -341,6 +391,30 @@ def add_stream_commands(commands: "Commands") -> None:
     tidy.add_argument("--bytes-per-segment", type=int, default=256 << 20, metavar="N")
     tidy.add_argument("--dry-run", action="store_true", help="say what would be done")
     tidy.set_defaults(run=_compact)
+
+    less = actions.add_parser(
+        "retain", parents=[where], help="remove what every committed checkpoint of the given runs has passed"
+    )
+    less.add_argument(
+        "--run",
+        dest="runs",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="output_dir of a training run; repeat it",
+    )
+    less.add_argument(
+        "--cursor",
+        dest="cursors",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="cursor of another reader, as JSON",
+    )
+    less.add_argument("--dry-run", action="store_true", help="say what would be removed")
+    less.set_defaults(run=_retain)
 
     stats = actions.add_parser("stats", parents=[where], help="lengths, rewards, finish reasons and head-set sizes")
     stats.add_argument("--png", type=Path, metavar="FILE", help="draw the distributions")

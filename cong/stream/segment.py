@@ -140,8 +140,8 @@ class _Ranges:
 
     def __init__(self, size: int, footer: bytes) -> None:
         self._size = size
-        self._footer = (size - len(footer), footer)
-        self.group: tuple[int, bytes] = self._footer
+        self.footer = (size - len(footer), footer)
+        self.group: tuple[int, bytes] = self.footer
         self._position = 0
 
     def seekable(self) -> bool:
@@ -170,11 +170,11 @@ class _Ranges:
         start = self._position
         stop = self._size if count < 0 else min(self._size, start + count)
         self._position = stop
-        for first, data in (self.group, self._footer):
+        for first, data in (self.group, self.footer):
             if first <= start and stop <= first + len(data):
                 return data[start - first : stop - first]
         # Parquet looks at the footer with a guess of its length. What lies before it is not verified, and not shown.
-        first, data = self._footer
+        first, data = self.footer
         return bytes(max(0, min(stop, first) - start)) + data[max(0, start - first) : max(0, stop - first)]
 
 
@@ -197,7 +197,8 @@ class SegmentFile:
             raise self._damage("name and footer do not belong together")
         # From here on the bytes are those that a writer made; another fault is a fault of that writer.
         self._ranges = _Ranges(self._size, footer)
-        self._parquet = pq.ParquetFile(pa.PythonFile(self._ranges, mode="r"))
+        # Its own buffers would keep a group's bytes for as long as the segment is open.
+        self._parquet = pq.ParquetFile(pa.PythonFile(self._ranges, mode="r"), pre_buffer=False)
         facts = self._parquet.metadata.metadata
         self.schema_version = int(facts[VERSION_KEY])
         self.groups = [Group(*fields) for fields in json.loads(facts[b"cong.groups"])]
@@ -219,6 +220,7 @@ class SegmentFile:
         """One verified row group."""
         self._ranges.group = (self.groups[number].start, self._verified(number))
         table = self._parquet.read_row_group(number, columns=list(columns) if columns is not None else None)
+        self._ranges.group = self._ranges.footer
         return upgraded(table.replace_schema_metadata(SCHEMA.metadata), self.schema_version)
 
     def check(self, number: int) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from cong.errors import CheckpointError, CongError
 from cong.stream import Cursor
 from cong.train.backend import Backend
-from cong.train.checkpoint import BACKEND, Checkpoint, committed, folder_name, newest_complete
+from cong.train.checkpoint import BACKEND, MARKER, Checkpoint, committed, folder_name, newest_complete
 from cong.train.feed import Feed
 from cong.train.folder import RunFolder
 from cong.train.ledger import Ledger
@@ -116,9 +116,30 @@ def _without_frozen(recipe: Recipe) -> Recipe:
 
 
 def cursors_in_use(output_dir: Path) -> list[Cursor]:
-    """What `cong.stream.retain` has to be told, so that every checkpoint that is kept can go on."""
-    return [
-        cursor
-        for checkpoint in committed(output_dir / "checkpoints")
-        for cursor in stream_cursors(checkpoint.state["progress"]["position"])
-    ]
+    """What `cong.stream.retain` has to be told, so that every checkpoint that is kept can go on.
+
+    A run of which that is not known exactly is refused: it may still need everything.
+    """
+    folder = output_dir / "checkpoints"
+    kept = committed(folder)
+    unread = {path.parent for path in folder.glob(f"step-*/{MARKER}")} - {checkpoint.folder for checkpoint in kept}
+    if unread:
+        raise CheckpointError(
+            f"{min(unread)} is committed and its state cannot be read, so what it needs is not known; restore it, or "
+            "remove it"
+        )
+    if not kept:
+        raise CheckpointError(
+            f"{output_dir} has no committed checkpoint, so a run there may still read everything; wait for its first "
+            "checkpoint, or give the output_dir of another run"
+        )
+    cursors = []
+    for checkpoint in kept:
+        found = stream_cursors(checkpoint.state["progress"]["position"])
+        if not found:
+            raise CheckpointError(
+                f"{checkpoint.folder} holds no cursor of a stream: a run on pairs reads all of its data whenever it "
+                "starts. Leave it out if it reads another stream or a file; else keep the stream until it has ended"
+            )
+        cursors += found
+    return cursors
