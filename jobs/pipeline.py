@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cong.cli.config import add_config_options, resolve_config
-from cong.cli.pipeline import print_plan, require_report, tell
+from cong.cli.pipeline import print_forecast, print_plan, require_report, tell
 from cong.config import RunConfig
 from cong.errors import CongError, PipelineError
 from cong.pipeline import Running, Task, run_pipeline
@@ -170,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = resolve_config(arguments)
         require_backend(config)
         if arguments.dry_run:
+            print_forecast(config)
             return print_plan(config)
         require_report()
         return run(config, is_local=arguments.local)

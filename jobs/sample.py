@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cong.cli.dry_run import print_sampling_estimate
 from cong.client import AsyncClient, Patience
 from cong.client.bulk import Bounds, Bulk, GivenUp, Tally
 from cong.client.ledger import Ledger
@@ -147,6 +148,7 @@ class Job:
         print(f"samples: {self.ask.num_samples} of each, stored at the level {self.ask.store!r}")
         print(f"parameters: {self.ask.parameters.model_dump_json(exclude_defaults=True)}")
         print(f"folder: {self.folder}")
+        print_sampling_estimate(self.config, is_served=True)
         async with self.client() as client:
             try:
                 await client.wait_ready(_PLAN_WAIT_S)

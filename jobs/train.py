@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.dry_run import print_training_estimate
 from cong.config import RunConfig
 from cong.errors import ConfigError, CongError, MissingExtra
 from cong.telemetry import Progress, configure_logging, progress
@@ -227,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = resolve_config(arguments)
         require_backend(config)
         if arguments.dry_run:
+            print_training_estimate(config)
             return print_config(placed(config, Path.cwd()))
         if arguments.submit is not None:
             from jobs.submit import submit

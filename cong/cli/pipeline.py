@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.dry_run import print_estimate
 from cong.config import RunConfig
 from cong.errors import MissingExtra
 
@@ -55,18 +56,32 @@ def tell(outcome: "Outcome") -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = resolve_config(arguments)
-    return print_config(config) if arguments.dry_run else tell(run_here(config))
+    return print_dry_run(config) if arguments.dry_run else tell(run_here(config))
+
+
+def print_forecast(config: RunConfig) -> None:
+    """What every stage takes at most, as comments; nothing that the configuration names has to be there."""
+    from cong.pipeline.forecast import Outlook, forecast_table
+
+    print_estimate(lambda: forecast_table(Outlook.of(config).all(), config))
+
+
+def print_dry_run(config: RunConfig) -> int:
+    """What the run takes, and the configuration that it has."""
+    print_forecast(config)
+    return print_config(config)
 
 
 def print_plan(config: RunConfig) -> int:
     """A table of what would run and why, and of how much that is; does nothing."""
     from cong.pipeline import Board
-    from cong.pipeline.forecast import forecast
+    from cong.pipeline.forecast import Outlook
 
     board = Board(config)
     standings = board.survey()
     due = {one.stage.name for one in standings if one.state != "done"}
-    rows = [(one, forecast(board, one.stage) if one.stage.name in due else "") for one in standings]
+    outlook = Outlook.of_board(board)
+    rows = [(one, outlook.forecast(one.stage).text if one.stage.name in due else "") for one in standings]
     _show("Plan", board, rows, "amount")
     for line in board.causes(standings):
         print(line)
@@ -77,13 +92,13 @@ def print_plan(config: RunConfig) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     config = resolve_config(arguments)
-    return print_config(config) if arguments.dry_run else print_plan(config)
+    return print_dry_run(config) if arguments.dry_run else print_plan(config)
 
 
 def _status(arguments: argparse.Namespace) -> int:
     config = resolve_config(arguments)
     if arguments.dry_run:
-        return print_config(config)
+        return print_dry_run(config)
     from cong.pipeline import Board
     from cong.pipeline.progress import progress_of
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.dry_run import print_sampling_estimate
 from cong.cli.samples_file import SamplesFile
 from cong.config import RunConfig
 from cong.errors import ConfigError
@@ -100,6 +101,10 @@ def _sample(arguments: argparse.Namespace) -> int:
 
     config = resolve_config(arguments)
     if arguments.dry_run:
+        how = config.sampling_job.prompts.model_copy(update={"source": arguments.prompts})
+        job = config.sampling_job.model_copy(update={"prompts": how})
+        asked = config.model_copy(update={"sampling_job": job})
+        print_sampling_estimate(asked, num_samples=arguments.num_samples, is_served=arguments.url is not None)
         return print_config(config)
     if arguments.num_samples < 1:
         raise ConfigError(f"--num-samples is {arguments.num_samples}; give at least 1")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.dry_run import print_training_estimate
 from cong.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.output_dir is not None:
         config = config.model_copy(update={"output_dir": arguments.output_dir})
     if arguments.dry_run:
+        print_training_estimate(config)
         return print_config(config)
     if config.train.backend != "torch":
         raise ConfigError(

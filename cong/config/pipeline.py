@@ -1,7 +1,7 @@
 """Settings of a pipeline: which methods it runs, from what, and what each of their stages has of its own."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -76,6 +76,9 @@ class PipelineConfig(Settings):
     """How the aligned model's plain samples are drawn, which rivals learn from."""
     own_sampling: SamplingParameters = SamplingParameters.plain(temperature=0.8, top_p=0.95, seed=50)
     """How the first stage's model draws its own samples, which the second stage rejects."""
+    alphas: tuple[Annotated[float, Field(ge=0.0, le=100.0)], ...] = ()
+    """Strengths of contrast at which the pair answers the held-out prompts, for the report's curve of reward against
+    alpha; empty = no curve."""
     align: AlignTraining = AlignTraining()
     """DPO of the weak model on preferences."""
     imitate: ImitateTraining = ImitateTraining()
@@ -94,10 +97,6 @@ class PipelineConfig(Settings):
     """Share of the prompts that a sampling stage may leave unanswered and be complete."""
     keeps_checkpoints: bool = False
     """Keep the last checkpoint of a stage that has finished; its network is kept in any case."""
-    accelerator: str = ""
-    """By which `cong pipeline plan` estimates hours, such as H100; empty = it gives amounts only."""
-    num_devices: Count = 1
-    """Of it."""
 
     @field_validator("plain_sampling", "own_sampling", mode="before")
     @classmethod
@@ -112,6 +111,8 @@ class PipelineConfig(Settings):
                 raise ValueError(f"{name}.weights are {weights}; one network is asked, so leave them out")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods are {', '.join(self.methods)}; give each once")
+        if len(set(self.alphas)) < len(self.alphas):
+            raise ValueError(f"alphas are {self.alphas}; give each once")
         if self.ceiling.source and self.gold_answers is not None:
             raise ValueError("ceiling.source and gold_answers are both given; keep one")
         return self

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from cong.config.base import Settings
 from cong.config.engine import EngineConfig
+from cong.config.estimate import EstimateConfig
 from cong.config.evaluation import EvaluationConfig
 from cong.config.jobs import SamplingJobConfig, TrainingJobConfig
 from cong.config.lab import LabConfig
@@ -38,3 +39,4 @@ class RunConfig(Settings):
     sampling_job: SamplingJobConfig = SamplingJobConfig()
     training_job: TrainingJobConfig = TrainingJobConfig()
     pipeline: PipelineConfig = PipelineConfig()
+    estimate: EstimateConfig = EstimateConfig()

@@ -50,6 +50,8 @@ class SamplingEstimate:
     """What a device has left for them."""
     num_running: int
     """Samples that one device computes at a time."""
+    whole_bytes: float
+    """Keys and values of one whole sample under all networks."""
     step_s: float
     """In which every running sample gets a token."""
     tokens_per_s: float
@@ -62,6 +64,11 @@ class SamplingEstimate:
     def hours(self) -> float:
         """Of waiting, with the work spread evenly."""
         return self.device_hours / self.machines.num_devices
+
+    @property
+    def device_bytes(self) -> float:
+        """Of one device, with as many whole samples as it computes at a time."""
+        return self.weights_bytes + self.num_running * self.whole_bytes
 
 
 def networks_of(config: RunConfig) -> list[NetworkConfig]:
@@ -111,6 +118,7 @@ def estimate_sampling(config: RunConfig, work: SamplingWork, machines: Machines)
         cache_bytes_per_token=per_token,
         cache_bytes=free,
         num_running=num_running,
+        whole_bytes=whole,
         step_s=step_s,
         tokens_per_s=num_samples * new_tokens / device_s,
         device_hours=device_s / 3600,

@@ -18,6 +18,7 @@ from cong.evaluation.program import GoldProgram
 from cong.evaluation.results import EvaluationResult
 from cong.evaluation.reward_model import RewardModelScore
 from cong.evaluation.summary import summarise
+from cong.evaluation.sweep import SweepPoint, sweep
 
 __all__ = [
     "Answer",
@@ -33,6 +34,7 @@ __all__ = [
     "Misfit",
     "Reading",
     "RewardModelScore",
+    "SweepPoint",
     "TokenReading",
     "answer_set",
     "evaluate",
@@ -46,6 +48,7 @@ __all__ = [
     "plan",
     "read_answers",
     "summarise",
+    "sweep",
     "token_misfit",
     "win_rate",
     "write_evaluation",

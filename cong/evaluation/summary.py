@@ -90,7 +90,7 @@ def summarise(
         judges=tuple(
             JudgeResult(name=one.judge.name, about=one.judge.about, fingerprint=one.judge.fingerprint) for one in judged
         ),
-        sets=tuple(_set_result(one, judged) for one in sets),
+        sets=tuple(set_result(one, judged) for one in sets),
         comparisons=tuple(comparisons),
         gaps=tuple(_gaps(grouped, judged, settings)),
         correlations=tuple(_correlations(grouped, judged, settings)),
@@ -109,7 +109,8 @@ def _over_prompts(by_prompt: Mapping[str, Sequence[float]]) -> Estimated:
     return Estimated.of(normal_interval(means)) if len(means) >= 2 else Estimated(mean=means[0])
 
 
-def _set_result(one: AnswerSet, judged: Sequence[Judged]) -> SetResult:
+def set_result(one: AnswerSet, judged: Sequence[Judged]) -> SetResult:
+    """One set under every judge."""
     answers = one.answers
     return SetResult(
         candidate=one.candidate,

@@ -18,6 +18,7 @@ from cong.pipeline.book import (
     HELD_OUT,
     STAGES,
     STRONG_BASE,
+    SWEEP,
     WEAK_ALIGNED,
     WEAK_BASE,
     methods_of,
@@ -62,7 +63,7 @@ class Board:
         self.config = config
         self.root = config.output_dir
         self.given = Given(config)
-        self.stages = _stages_of(config, self.given)
+        self.stages = stages_of(config, self.given.names, has_other_tokens=self.given.is_strong_of_other_tokens)
         self._made: dict[str, Product] = {}
         self._recipes: dict[tuple[str, ...], Recipe] = {}
         """By stage and the fingerprints of what it takes: judges' weights are read once."""
@@ -158,11 +159,14 @@ class Board:
                 yield f"{standing.stage.name}: {standing.reason}, so {runs}"
 
 
-def _stages_of(config: RunConfig, given: Given) -> list[Stage]:
-    """Everything that has to be made for the methods that are asked for, and the judgement of it."""
+def stages_of(config: RunConfig, given: frozenset[str], *, has_other_tokens: bool = False) -> list[Stage]:
+    """Everything that has to be made for the methods that are asked for, and the judgement of it.
+
+    `given`: names of what the configuration gives. `has_other_tokens`: the strong model's tokenizer is its own.
+    """
     methods = methods_of(config.pipeline.methods)
     book = STAGES
-    if given.is_strong_of_other_tokens:
+    if has_other_tokens:
         wrong = [name for name, method in zip(config.pipeline.methods, methods, strict=True) if method.shares_tokens]
         if wrong:
             raise ConfigError(
@@ -178,9 +182,11 @@ def _stages_of(config: RunConfig, given: Given) -> list[Stage]:
     clash = candidates.keys() & config.evaluation.candidates.keys()
     if clash:
         raise ConfigError(f"evaluation.candidates names {min(clash)!r}, which is the pipeline's own; give another name")
-    stages = needed(book, candidates.values(), given.names)
-    if HELD_OUT in given.names:
+    stages = needed(book, candidates.values(), given)
+    if HELD_OUT in given:
         stages.append(_evaluation(candidates, config))
+        if config.pipeline.alphas:
+            stages.append(SWEEP)
     inputs = {stage.product: stage.product for stage in stages}
     return [*stages, Stage("report", "report", "tables, curves and samples of everything above", inputs)]
 

@@ -111,6 +111,15 @@ STAGES = (
 """In no order but for people: what runs first follows from what is taken."""
 
 
+SWEEP = Stage(
+    "alpha-sweep",
+    "sweep",
+    "the weak pair at several strengths of contrast",
+    {"prompts": HELD_OUT, "aligned": WEAK_ALIGNED, "base": WEAK_BASE},
+)
+"""Where `pipeline.alphas` asks for it."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One way from a weak pair to a trained model."""

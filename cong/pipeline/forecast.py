@@ -1,114 +1,294 @@
-"""What a stage will have to do, at most: amounts, and hours on an accelerator where one is named.
+"""What the stages of a pipeline will have to do, at most: amounts, and hours, memory and disk where devices are named.
 
-Pure arithmetic on the configuration and on what is given; knows nothing of what is done already.
+Pure arithmetic on the configuration and on what is given; knows nothing of what is done already. What is not there yet
+is reckoned with as the section `estimate` says.
 """
 
 import math
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 
 from cong.config import RunConfig
 from cong.config.models import NetworkConfig
 from cong.config.train import DataSettings
-from cong.estimate import SamplingWork, TrainingWork, estimate_sampling, estimate_training, machines
-from cong.pipeline.board import Board
+from cong.errors import ConfigError
+from cong.estimate import (
+    Machines,
+    SamplingEstimate,
+    SamplingWork,
+    TrainingEstimate,
+    TrainingWork,
+    estimate_sampling,
+    estimate_training,
+)
+from cong.estimate.planned import new_tokens, pairs_to_count, prompts_to_count, sampler, samplers, trainers
+from cong.estimate.tables import hours_text, size_text
+from cong.pipeline.board import Board, stages_of
+from cong.pipeline.book import WEAK_ALIGNED, WEAK_BASE
+from cong.pipeline.given import Given
 from cong.pipeline.recipe import own_settings, train_settings
-from cong.pipeline.stage import Product, Stage
-from cong.schemas import Prompt
+from cong.pipeline.stage import Stage
+from cong.report.tables import Cell, Column, Table
+from cong.schemas import Prompt, SamplingParameters
 
 _CHARS_PER_TOKEN = 4.0
 """Of English text."""
-_LEAST_HOURS = 0.01
+_ROLES = ("strong", "aligned", "base")
+
+Estimate = SamplingEstimate | TrainingEstimate
 
 
-def forecast(board: Board, stage: Stage) -> str:
-    """The amount of work in words."""
-    if stage.kind == "sample":
-        return _sampling(board, stage)
-    if stage.kind == "train":
-        return _training(board, stage)
-    if stage.kind == "evaluate":
-        return _evaluation(board, stage)
-    return ""
+@dataclass(frozen=True)
+class Forecast:
+    """One stage."""
+
+    stage: Stage
+    amount: str
+    estimates: tuple[Estimate, ...] = ()
+    """Empty where no device is named; several where one network after another is at work."""
+
+    @property
+    def text(self) -> str:
+        """For a plan."""
+        if not self.estimates:
+            return self.amount
+        on = self.estimates[0].machines
+        hours = sum(each.hours for each in self.estimates)
+        return f"{self.amount}; about {hours_text(hours)} on {on.num_devices} {on.accelerator.name}"
 
 
-def _sampling(board: Board, stage: Stage) -> str:
-    pipeline, parameters = board.config.pipeline, own_settings(board.config, stage)
-    prompts = board.given.prompt_set.prompts
-    amount = f"{len(prompts) * pipeline.num_samples:,} samples of at most {parameters.max_tokens:,} tokens"
-    if not pipeline.accelerator:
-        return amount
-    roles = ("strong", "aligned", "base")
-    networks = {role: _origin(board, stage.inputs[role]) for role in roles if role in stage.inputs}
-    models = board.config.models.model_copy(update={role: networks.get(role, NetworkConfig()) for role in roles})
-    config = board.config.model_copy(update={"models": models, "sampling": parameters})
-    work = SamplingWork(len(prompts), pipeline.num_samples, _prompt_tokens(prompts))
-    estimate = estimate_sampling(config, work, machines(pipeline.accelerator, pipeline.num_devices))
-    return f"{amount}; {_hours(estimate.hours, board.config)}"
+class Outlook:
+    """The stages of a pipeline with what they will work on."""
 
+    def __init__(self, config: RunConfig, stages: Sequence[Stage], given: Given) -> None:
+        self._config = config
+        self._networks: Mapping[str, NetworkConfig] = given.networks
+        self._given = given
+        self._makers = {stage.product: stage for stage in stages}
+        self.stages = stages
 
-def _training(board: Board, stage: Stage) -> str:
-    train = train_settings(board.config, stage)
-    num_examples = _num_examples(board, stage)
-    if num_examples is None:
-        return "a number of steps that the examples decide"
-    num_steps = train.num_epochs * math.ceil(num_examples / train.batches.batch_size)
-    num_steps = min(num_steps, train.max_steps) if train.max_steps else num_steps
-    amount = f"{num_steps:,} steps of {train.batches.batch_size} at most"
-    if not board.config.pipeline.accelerator:
-        return amount
-    # Of pairs and single samples only the kind counts here.
-    data = DataSettings(kind="stream" if "samples" in stage.inputs else "joined")
-    network = _origin(board, stage.inputs["network"])
-    own = board.config.model_copy(update={"train": train.model_copy(update={"data": data, "network": network})})
-    prompt_tokens = _prompt_tokens(board.given.prompt_set.prompts)
-    room = train.batches.max_example_tokens - prompt_tokens
-    work = TrainingWork(num_examples, prompt_tokens, min(float(board.config.sampling.max_tokens), max(room, 1.0)))
-    estimate = estimate_training(own, work, machines(board.config.pipeline.accelerator, _num_devices(board.config)))
-    return f"{amount}; {_hours(estimate.hours, board.config)}"
+    @classmethod
+    def of(cls, config: RunConfig) -> "Outlook":
+        """From the configuration alone: nothing that it names has to be there."""
+        given = Given(config)
+        return cls(config, stages_of(config, given.names), given)
 
+    @classmethod
+    def of_board(cls, board: Board) -> "Outlook":
+        """Of a pipeline whose inputs are there."""
+        return cls(board.config, board.stages, board.given)
 
-def _num_devices(config: RunConfig) -> int:
-    """One process trains on one device."""
-    return 1 if config.train.backend == "torch" else config.pipeline.num_devices
+    def all(self) -> list[Forecast]:
+        """Every stage that works, in order."""
+        return [self.forecast(stage) for stage in self.stages if stage.kind not in ("import", "report")]
 
+    def forecast(self, stage: Stage) -> Forecast:
+        """One stage."""
+        forecasts = {
+            "sample": self._sampling,
+            "train": self._training,
+            "evaluate": self._evaluation,
+            "sweep": self._sweep,
+        }
+        return forecasts[stage.kind](stage) if stage.kind in forecasts else Forecast(stage, "")
 
-def _evaluation(board: Board, stage: Stage) -> str:
-    settings = board.config.evaluation
-    num_candidates = len(stage.inputs) - 3
-    num_sets = sum(settings.num_samples if one > 0.0 else 1 for one in settings.temperatures)
-    count = f"{settings.num_prompts:,}" if settings.num_prompts else "all"
-    return f"{num_candidates} candidates, {num_sets} answers each to {count} held-out prompts"
+    # What there is to do.
 
+    @cached_property
+    def _prompts(self) -> tuple[Prompt, ...]:
+        with suppress(ConfigError):
+            return self._given.prompt_set.prompts
+        return ()
 
-def _num_examples(board: Board, stage: Stage) -> int | None:
-    """Of one epoch, at most; None where only reading them tells."""
-    pipeline = board.config.pipeline
-    source = stage.inputs.get("samples", stage.inputs.get("pairs", ""))
-    if source == "preferences":
-        return _num_lines(Path(pipeline.preferences))
-    if source == "gold-samples":
-        return None if pipeline.gold_answers is None else _num_lines(pipeline.gold_answers)
-    return len(board.given.prompt_set.prompts) * pipeline.num_samples
+    @cached_property
+    def _num_prompts(self) -> int:
+        if self._prompts:
+            return len(self._prompts)
+        return prompts_to_count(self._config, self._config.pipeline.prompts, "pipeline.prompts.source")
 
+    @property
+    def _prompt_tokens(self) -> float:
+        if not self._prompts:
+            return self._config.estimate.prompt_tokens
+        return sum(map(_length, self._prompts)) / len(self._prompts)
 
-def _num_lines(path: Path) -> int | None:
-    if path.suffix not in (".jsonl", ".ndjson"):
+    @property
+    def _num_held_out(self) -> int | None:
+        settings = self._config.evaluation
+        if settings.num_prompts or settings.prompts is None:
+            return settings.num_prompts or None
+        if settings.prompts.is_file():
+            with settings.prompts.open("rb") as lines:
+                return sum(bool(line.strip()) for line in lines)
+        return self._config.estimate.num_held_out or None
+
+    def _num_examples(self, stage: Stage) -> int | None:
+        """Of one epoch, at most; None where only reading them tells."""
+        pipeline = self._config.pipeline
+        source = stage.inputs.get("samples", stage.inputs.get("pairs", ""))
+        with suppress(ConfigError):
+            if source == "preferences":
+                return pairs_to_count(self._config, pipeline.preferences, "pipeline.preferences")
+            if source == "gold-samples":
+                return pairs_to_count(self._config, str(pipeline.gold_answers), "pipeline.gold_answers")
+            return self._num_prompts * pipeline.num_samples
         return None
-    with path.open("rb") as file:
-        return sum(bool(line.strip()) for line in file)
+
+    def _origin(self, name: str) -> NetworkConfig:
+        """The given network that a product was, or will be, trained from: it has the same size."""
+        origin = name
+        while origin in self._makers:
+            origin = self._makers[origin].inputs["network"]
+        network = self._networks[origin]
+        # What is trained is no second name of the same weights.
+        return network if origin == name else network.model_copy(update={"revision": f"made as {name}"})
+
+    # Kinds of work.
+
+    def _sampling(self, stage: Stage) -> Forecast:
+        pipeline, parameters = self._config.pipeline, own_settings(self._config, stage)
+        number = self._num_prompts * pipeline.num_samples
+        amount = f"{number:,} samples of at most {parameters.max_tokens:,} tokens"
+        # A service has samplers of its own; otherwise one process draws.
+        is_served = bool(pipeline.url) and {"aligned", "base"} <= stage.inputs.keys()
+        networks = {role: self._origin(stage.inputs[role]) for role in _ROLES if role in stage.inputs}
+        work = (self._num_prompts, pipeline.num_samples, self._prompt_tokens)
+        return Forecast(stage, amount, self._drawn(networks, parameters, *work, is_served=is_served))
+
+    def _drawn(
+        self,
+        networks: Mapping[str, NetworkConfig],
+        parameters: SamplingParameters,
+        num_prompts: int,
+        num_samples: int,
+        prompt_tokens: float,
+        *,
+        is_served: bool = False,
+    ) -> tuple[SamplingEstimate, ...]:
+        config = self._config
+        on = self._on(is_served=is_served)
+        if on is None:
+            return ()
+        models = config.models.model_copy(update={role: networks.get(role, NetworkConfig()) for role in _ROLES})
+        own = config.model_copy(update={"models": models, "sampling": parameters})
+        mean = new_tokens(config, parameters.max_tokens)
+        return (estimate_sampling(own, SamplingWork(num_prompts, num_samples, prompt_tokens, mean), on),)
+
+    def _on(self, *, is_served: bool) -> Machines | None:
+        if not self._config.estimate.accelerator:
+            return None
+        return samplers(self._config) if is_served else sampler(self._config)
+
+    def _training(self, stage: Stage) -> Forecast:
+        config = self._config
+        train = train_settings(config, stage)
+        num_examples = self._num_examples(stage)
+        if num_examples is None:
+            return Forecast(stage, "a number of steps that the examples decide")
+        num_steps = train.num_epochs * math.ceil(num_examples / train.batches.batch_size)
+        num_steps = min(num_steps, train.max_steps) if train.max_steps else num_steps
+        amount = f"{num_steps:,} steps of {train.batches.batch_size} at most"
+        if not config.estimate.accelerator:
+            return Forecast(stage, amount)
+        # Of pairs and single samples only the kind counts here.
+        data = DataSettings(kind="stream" if "samples" in stage.inputs else "joined")
+        network = self._origin(stage.inputs["network"])
+        own = config.model_copy(update={"train": train.model_copy(update={"data": data, "network": network})})
+        room = max(1.0, train.batches.max_example_tokens - self._prompt_tokens)
+        mean = min(new_tokens(config, config.sampling.max_tokens), room)
+        work = TrainingWork(num_examples, self._prompt_tokens, mean)
+        return Forecast(stage, amount, (estimate_training(own, work, trainers(config)),))
+
+    def _evaluation(self, stage: Stage) -> Forecast:
+        settings, number = self._config.evaluation, self._num_held_out
+        names = [name for name in list(stage.inputs.values())[3:] if name in self._makers or name in self._networks]
+        num_sets = sum(settings.num_samples if one > 0.0 else 1 for one in settings.temperatures)
+        count = f"{number:,}" if number else "all"
+        answers = "1 answer" if num_sets == 1 else f"{num_sets} answers"
+        amount = f"{len(stage.inputs) - 3} candidates, {answers} each to {count} held-out prompts"
+        if not number:
+            return Forecast(stage, amount)
+        drawn = (
+            self._drawn({"strong": self._origin(name)}, settings.sampling, number, num_sets, self._prompt_tokens)
+            for name in names
+        )
+        return Forecast(stage, amount, tuple(each for estimates in drawn for each in estimates))
+
+    def _sweep(self, stage: Stage) -> Forecast:
+        alphas, number = self._config.pipeline.alphas, self._num_held_out
+        amount = f"{len(alphas)} strengths of contrast, 1 answer each to {number or 'all'} held-out prompts"
+        if not number:
+            return Forecast(stage, amount)
+        pair = {"aligned": self._origin(WEAK_ALIGNED), "base": self._origin(WEAK_BASE)}
+        # Each strength computes the prompts anew.
+        drawn = self._drawn(pair, self._config.sampling, number * len(alphas), 1, self._prompt_tokens)
+        return Forecast(stage, amount, drawn)
 
 
-def _origin(board: Board, name: str) -> NetworkConfig:
-    """The given network that a product was, or will be, trained from: it has the same size."""
-    while name in board.makers:
-        name = board.makers[name].inputs["network"]
-    product: Product = board.given[name]
-    assert product.network is not None, f"{name} is no network"
-    return product.network
+def forecast_table(forecasts: Sequence[Forecast], config: RunConfig) -> Table:
+    """All of them, and what they come to."""
+    rows: list[list[Cell]] = []
+    device_hours = hours = disk = 0.0
+    for each in forecasts:
+        if not each.estimates:
+            rows.append([each.stage.name, each.amount, None, None, None, None, None])
+            continue
+        on = each.estimates[0].machines
+        own_disk = sum(_disk_bytes(estimate) for estimate in each.estimates)
+        own_hours = sum(estimate.hours for estimate in each.estimates)
+        own_device_hours = sum(estimate.device_hours for estimate in each.estimates)
+        fullest = max(estimate.device_bytes for estimate in each.estimates)
+        does_fit = all(estimate.does_fit for estimate in each.estimates if isinstance(estimate, TrainingEstimate))
+        rows.append(
+            [
+                each.stage.name,
+                each.amount,
+                f"{on.num_devices} x {on.accelerator.name}",
+                hours_text(own_device_hours),
+                hours_text(own_hours),
+                size_text(fullest) + ("" if does_fit else ", too much"),
+                size_text(own_disk),
+            ]
+        )
+        device_hours, hours, disk = device_hours + own_device_hours, hours + own_hours, disk + own_disk
+    if any(each.estimates for each in forecasts):
+        rows.append(
+            ["all", "one after another", None, hours_text(device_hours), hours_text(hours), None, size_text(disk)]
+        )
+    columns = [
+        Column("stage", "left"),
+        Column("amount", "left"),
+        Column("on", "left"),
+        Column("device hours"),
+        Column("time"),
+        Column("memory of a device"),
+        Column("disk"),
+    ]
+    return Table(
+        f"About what the stages for {', '.join(config.pipeline.methods)} take",
+        columns,
+        rows,
+        caption=_caption(forecasts),
+    )
 
 
-def _prompt_tokens(prompts: tuple[Prompt, ...]) -> float:
-    return sum(map(_length, prompts)) / len(prompts)
+def _caption(forecasts: Sequence[Forecast]) -> str:
+    every = [estimate for each in forecasts for estimate in each.estimates]
+    if not every:
+        return "Hours, memory and disk need estimate.accelerator, such as H100."
+    on = every[0].machines
+    return (
+        f"Assumes {on.bandwidth_share:.0%} of a device's bandwidth and {on.sampling_operations_share:.0%} of its "
+        f"arithmetic where samples are drawn, {on.training_operations_share:.0%} of it where networks are trained. "
+        "Judging, loading, communication buffers, and waiting for machines come on top. Disk counts samples before "
+        "compression, checkpoints while they are kept, and every network that is made."
+    )
+
+
+def _disk_bytes(estimate: Estimate) -> float:
+    return estimate.disk_bytes if isinstance(estimate, TrainingEstimate) else estimate.stream_bytes
 
 
 def _length(prompt: Prompt) -> float:
@@ -116,8 +296,3 @@ def _length(prompt: Prompt) -> float:
         return float(len(prompt.token_ids))
     text = prompt.text or "".join(message.content for message in prompt.messages)
     return max(1.0, len(text) / _CHARS_PER_TOKEN)
-
-
-def _hours(hours: float, config: RunConfig) -> str:
-    on = f"{config.pipeline.num_devices} {config.pipeline.accelerator}"
-    return f"at most {hours:,.2f} h on {on}" if hours >= _LEAST_HOURS else f"under {_LEAST_HOURS} h on {on}"

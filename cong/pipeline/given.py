@@ -134,8 +134,10 @@ class Given:
             STRONG_BASE: (models.strong, "models.strong.source"),
             CEILING: (pipeline.ceiling, "pipeline.ceiling.source"),
         }
+        self.networks = {name: settings for name, (settings, _) in networks.items() if settings.source}
+        """As the configuration names them, looked at or not."""
         self._makers: dict[str, Callable[[], Product]] = {
-            name: self._network(settings, setting) for name, (settings, setting) in networks.items() if settings.source
+            name: self._network(self.networks[name], networks[name][1]) for name in self.networks
         }
         files: Mapping[str, tuple[str | Path | None, str]] = {
             PREFERENCES: (pipeline.preferences, "pipeline.preferences"),
@@ -151,6 +153,7 @@ class Given:
                 self._makers[candidate_product(name)] = self._file(candidate.answers, setting)
             else:
                 plain = NetworkConfig.model_validate(candidate.model_dump(exclude={"answers"}))
+                self.networks[candidate_product(name)] = plain
                 self._makers[candidate_product(name)] = self._network(plain, setting)
 
     @property

@@ -5,11 +5,11 @@ Knows no files; everything is handed in.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from cong.evaluation import EvaluationResult
+from cong.evaluation import EvaluationResult, SweepPoint
 from cong.evaluation.results import Estimated
 from cong.evaluation.tables import bar_value, comparisons_table, correlations_table, gaps_table, rewards_table
 from cong.pipeline.board import Standing
@@ -23,6 +23,7 @@ from cong.report import (
     BarPlot,
     Cell,
     Column,
+    Comparison,
     Details,
     Figure,
     Histogram,
@@ -32,6 +33,7 @@ from cong.report import (
     Panels,
     Prose,
     Reference,
+    Response,
     Samples,
     ScatterPlot,
     Section,
@@ -64,6 +66,8 @@ class Drawn:
     """Tokens."""
     rewards: Sequence[float]
     """Implicit reward per token, where a pair has drawn them."""
+    first: Mapping[str, tuple[str, Response]]
+    """The first of them: prompt id -> prompt and sample, token by token."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,15 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class Swept:
+    """The weak pair at several strengths of contrast."""
+
+    points: Sequence[SweepPoint]
+    alpha: float | None
+    """Of the samples that were trained on; None = they were not drawn by one."""
+
+
+@dataclass(frozen=True)
 class Material:
     """Everything that the page is made of."""
 
@@ -87,6 +100,7 @@ class Material:
     drawn: Sequence[Drawn]
     failures: Sequence[tuple[str, Mapping[str, Any]]]
     judged: Judged | None
+    swept: Swept | None
     configuration: str
     software: Mapping[str, str]
 
@@ -97,6 +111,8 @@ def pipeline_page(material: Material) -> Page:
     sections = []
     if judged is not None:
         sections.append(Section("Results", _results(judged)))
+        if material.swept is not None:
+            sections.append(Section("Reward against alpha", _against_alpha(material.swept, judged)))
         if len(judged.result.judges) > 1:
             sections.append(Section("Judges against each other", _relations(judged)))
         if judged.samples:
@@ -108,7 +124,7 @@ def pipeline_page(material: Material) -> Page:
         sections.append(Section("Samples", _lengths(material.drawn)))
     if material.failures:
         sections.append(Section("Given up", [failures_table(material.failures)]))
-    sections.append(Section("What it took", [Prose(bottleneck(material.stages)), cost_table(material.stages)]))
+    sections.append(Section("What it took", _costs(material.stages)))
     sections.append(Section("Configuration", [Details("the whole configuration", material.configuration)]))
     return Page(
         title="From a weak pair to a strong model",
@@ -125,8 +141,19 @@ def _primary(result: EvaluationResult) -> list[tuple[str, Estimated]]:
     return [(one.candidate, one.rewards[first].reward) for one in result.sets if one.decoding in (decoding, "given")]
 
 
+_GROUPS = {"weak aligned": "weak model", "ConG-S": "ConG", "ConG": "ConG", "self ConG-S": "ConG", "self ConG": "ConG"}
+_GROUPS |= {"WeakSFT": "rivals", "AuxConf": "rivals", "WSPO": "rivals", "ceiling": "ceiling"}
+_ORDER = ("weak model", "others", "rivals", "ConG", "ceiling")
+"""From the floor to the ceiling; whatever is judged beside the pipeline's own is among the others."""
+
+
+def _ranked(result: EvaluationResult) -> list[tuple[str, Estimated]]:
+    """The same in the order in which they are shown."""
+    return sorted(_primary(result), key=lambda each: _ORDER.index(_GROUPS.get(each[0], "others")))
+
+
 def _headlines(result: EvaluationResult) -> dict[str, str]:
-    return {name: f"{reward.mean:.3f}" for name, reward in _primary(result)[:6]}
+    return {name: f"{reward.mean:.3f}" for name, reward in _ranked(result)[:6]}
 
 
 def _summary(material: Material) -> str:
@@ -134,12 +161,22 @@ def _summary(material: Material) -> str:
     if material.judged is None:
         return f"{made} Nothing was judged: `evaluation.prompts` is not set."
     result = material.judged.result
-    best, reward = max(_primary(result), key=lambda each: each[1].mean)
-    text = "" if reward.low is None or reward.high is None else f" (95 %: {reward.low:.3f} to {reward.high:.3f})"
-    return (
-        f"{made} On {result.num_prompts:,} held-out prompts judged by {result.judges[0].name} the best is {best}: "
-        f"{reward.mean:.3f}{text}."
-    )
+    rewards = dict(_primary(result))
+    judge = result.judges[0].name
+    shown = [f"{name} {_with_interval(rewards[name])}" for name in _TOLD if name in rewards]
+    text = f"{made} Mean reward by {judge} on {result.num_prompts:,} held-out prompts: {', '.join(shown)}."
+    gaps = {gap.student: gap.recovered for gap in result.gaps if gap.judge == judge and gap.recovered is not None}
+    told = [f"{name} {_with_interval(gaps[name], '.0%')}" for name in _TOLD if name in gaps]
+    return text + (f" Of the gap to the ceiling they recover: {', '.join(told)}." if told else "")
+
+
+_TOLD = ("weak aligned", "WeakSFT", "ConG-S", "ConG", "self ConG", "ceiling")
+
+
+def _with_interval(value: Estimated, spec: str = ".3f") -> str:
+    if value.low is None or value.high is None:
+        return f"{value.mean:{spec}}"
+    return f"{value.mean:{spec}} [{value.low:{spec}}, {value.high:{spec}}]"
 
 
 def _gains_table(judged: Judged) -> Table:
@@ -162,9 +199,9 @@ def _gains_table(judged: Judged) -> Table:
 
 def _results(judged: Judged) -> list[Block]:
     result = judged.result
-    primary = _primary(result)
+    primary = _ranked(result)
     floor = primary[0]
-    bars = [Bar(name, bar_value(reward)) for name, reward in primary]
+    bars = [Bar(name, bar_value(reward), _GROUPS.get(name, "others")) for name, reward in primary]
     plot = BarPlot(
         bars,
         Axis(f"mean reward by {result.judges[0].name}"),
@@ -179,10 +216,92 @@ def _results(judged: Judged) -> list[Block]:
     if gains.rows:
         blocks.append(gains)
     if result.gaps:
-        blocks.append(gaps_table(result))
+        blocks += _gap(result)
     if result.comparisons:
         blocks.append(comparisons_table(result))
     return blocks
+
+
+def _gap(result: EvaluationResult) -> list[Block]:
+    first, decoding = result.judges[0].name, result.sets[0].decoding
+    found = {gap.student: gap for gap in result.gaps if gap.judge == first and gap.decoding == decoding}
+    order = [name for name, _ in _ranked(result) if name in found]
+    bars = [Bar(name, bar_value(recovered)) for name in order if (recovered := found[name].recovered) is not None]
+    table = gaps_table(result)
+    if not bars:
+        return [table]
+    plot = BarPlot(bars, Axis("performance gap recovered"), [Reference("all of it", 1.0)], format=".2f")
+    caption = (
+        f"Share of the gap between {table.title.removeprefix('Gap between ')} that each student recovers by {first} at "
+        f"{decoding}, with 95 % intervals; below 0 it is worse than the weak model."
+    )
+    return [Figure(plot, caption), table]
+
+
+def _against_alpha(swept: Swept, judged: Judged) -> list[Block]:
+    """What the contrast does to the pair's own answers, by every judge; floor and ceiling beside it."""
+    points = sorted(swept.points, key=lambda point: point.alpha)
+    alphas = [point.alpha for point in points]
+    judges = [judge.name for judge in judged.result.judges]
+    marks = [
+        Reference(one.candidate, one.rewards[judges[0]].reward.mean)
+        for one in judged.result.sets
+        if one.candidate in _MARKS and one.decoding == judged.result.sets[0].decoding
+    ]
+    main, *others = (
+        LinePlot([_curve(points, name)], _ALPHA, Axis(f"mean reward by {name}"), has_markers=True) for name in judges
+    )
+    lengths = Line("the weak pair", alphas, [point.mean_num_tokens for point in points])
+    others.append(LinePlot([lengths], _ALPHA, Axis("mean length", "tokens"), has_markers=True))
+    first, decoding = judged.result.judges[0].name, points[0].found.decoding
+    best = max(points, key=lambda point: point.found.rewards[first].reward.mean)
+    chosen = "" if swept.alpha is None else f" The samples that were trained on were drawn at alpha {swept.alpha:g}."
+    rows: list[list[Cell]] = [
+        [
+            f"{point.alpha:g}",
+            *(bar_value(point.found.rewards[judge.name].reward) for judge in judged.result.judges),
+            point.mean_num_tokens,
+            point.found.truncated_share,
+        ]
+        for point in points
+    ]
+    columns = [
+        Column("alpha"),
+        *(Column(f"{judge.name} [95 %]", format=".3f") for judge in judged.result.judges),
+        Column("mean tokens", format=".1f"),
+        Column("cut off", format=".1%"),
+    ]
+    number = points[0].found.num_prompts
+    return [
+        Figure(
+            replace(main, references=marks),
+            f"Reward by {first} of the weak pair's own answers to {number:,} held-out prompts at {decoding}, against "
+            "the strength of contrast (0: all of the base model is taken away; 1: none, on the head set). "
+            "Band: 95 % over prompts. Dashed: models.",
+        ),
+        Figure(Panels(others), "The same answers by every other judge, and their length."),
+        Prose(f"By {first} the pair's answers are best at alpha {best.alpha:g}.{chosen}"),
+        Table(
+            "The weak pair at each alpha",
+            columns,
+            rows,
+            highlighted=[place for place, point in enumerate(points) if swept.alpha == point.alpha],
+        ),
+    ]
+
+
+def _curve(points: Sequence[SweepPoint], judge: str) -> Line:
+    rewards = [point.found.rewards[judge].reward for point in points]
+    low = [reward.low for reward in rewards if reward.low is not None]
+    high = [reward.high for reward in rewards if reward.high is not None]
+    has_band = len(low) == len(high) == len(rewards)
+    alphas, means = [point.alpha for point in points], [reward.mean for reward in rewards]
+    return Line("the weak pair", alphas, means, low if has_band else None, high if has_band else None)
+
+
+_ALPHA = Axis("alpha")
+_MARKS = ("weak aligned", "ConG", "ceiling")
+"""Candidates whose reward stands beside the curve."""
 
 
 def _relations(judged: Judged) -> list[Block]:
@@ -201,6 +320,36 @@ def _relations(judged: Judged) -> list[Block]:
     blocks: list[Block] = [correlations_table(result)] if result.correlations else []
     caption = "One point per answer of every candidate; means by quartile."
     return [*blocks, Figure(Panels(plots, num_columns=2), caption)]
+
+
+def _costs(stages: Sequence[tuple[Standing, Cost]]) -> list[Block]:
+    """Seconds and tokens per second of every stage, and which of them decides how long the whole takes."""
+    seconds = [Bar(cost.name, cost.seconds, _KINDS[standing.stage.kind]) for standing, cost in stages]
+    rates = [
+        Bar(cost.name, cost.tokens_per_s, _KINDS[standing.stage.kind])
+        for standing, cost in stages
+        if cost.tokens_per_s is not None and standing.stage.kind != "import"
+    ]
+    figures: list[Block] = [
+        Figure(
+            BarPlot(seconds, Axis("time", "s"), format=",.1f"),
+            "Seconds of every stage, in the order in which they ran.",
+        )
+    ]
+    if rates:
+        plot = BarPlot(rates, Axis("throughput", "tokens/s"), format=",.0f")
+        figures.append(Figure(plot, "Tokens per second of stages that sample or train: drawn, or trained on."))
+    return [Prose(bottleneck(stages)), *figures, cost_table(stages)]
+
+
+_KINDS = {
+    "sample": "sampling",
+    "import": "sampling",
+    "train": "training",
+    "evaluate": "judging",
+    "sweep": "judging",
+    "report": "the report",
+}
 
 
 _CURVES = (("loss", "loss", ""), ("reward_margin", "reward margin", "nats"), ("accuracy", "accuracy", ""))
@@ -241,7 +390,14 @@ def _lengths(drawn: Sequence[Drawn]) -> list[Block]:
         Column("implicit reward per token"),
     ]
     plot = Histogram({one.name: [float(each) for each in one.lengths] for one in drawn}, Axis("length", "tokens"))
-    return [
+    blocks: list[Block] = [
         Table("Samples for training", columns, rows, caption="Those cut off teach nothing and are left out."),
         Figure(plot, "Lengths of the samples of each stage."),
     ]
+    shared = [prompt for prompt in drawn[0].first if all(prompt in one.first for one in drawn)]
+    comparisons = [Comparison(drawn[0].first[prompt][0], [one.first[prompt][1] for one in drawn]) for prompt in shared]
+    if comparisons:
+        about = ", ".join(f"{one.name}: {one.about}" for one in drawn)
+        blocks.append(Prose(f"The first samples of each stage ({about}), where a pair drew them with its log-ratio."))
+        blocks.append(Samples(comparisons, ("aligned", "base"), reward_label="implicit reward"))
+    return blocks

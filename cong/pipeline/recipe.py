@@ -14,7 +14,7 @@ from cong.pipeline.stage import Kind, Product, Stage
 from cong.schemas import SamplingParameters, content_key
 from cong.train.recipe import MAY_CHANGE, make_recipe
 
-VERSIONS: Mapping[Kind, int] = {"train": 1, "sample": 1, "import": 1, "evaluate": 1, "report": 1}
+VERSIONS: Mapping[Kind, int] = {"train": 1, "sample": 1, "import": 1, "evaluate": 1, "sweep": 1, "report": 2}
 """Raised where a kind of work makes something else from the same inputs and settings."""
 
 Recipe = Mapping[str, Any]
@@ -53,7 +53,9 @@ def recipe_of(stage: Stage, inputs: Mapping[str, Product], config: RunConfig) ->
     """Everything that decides what the stage makes; `inputs` are by role."""
     recipe: dict[str, Any] = {"kind": stage.kind, "version": VERSIONS[stage.kind]}
     recipe |= {f"{_INPUT}{stage.inputs[role]}": product.fingerprint for role, product in inputs.items()}
-    settings = {"train": _of_training, "sample": _of_sampling, "evaluate": _of_evaluation}.get(stage.kind)
+    settings = {"train": _of_training, "sample": _of_sampling, "evaluate": _of_evaluation, "sweep": _of_sweep}.get(
+        stage.kind
+    )
     return recipe if settings is None else recipe | dict(settings(stage, inputs, config))
 
 
@@ -117,6 +119,17 @@ def _of_evaluation(stage: Stage, inputs: Mapping[str, Product], config: RunConfi
     for name, value in kept.items():
         yield f"evaluation.{name}", value
     yield "models.dtype", config.models.dtype
+
+
+def _of_sweep(stage: Stage, inputs: Mapping[str, Product], config: RunConfig) -> Iterator[tuple[str, Any]]:
+    yield "pipeline.alphas", list(config.pipeline.alphas)
+    for name, value in config.sampling.model_dump(mode="json", exclude={"weights"}).items():
+        yield f"sampling.{name}", value
+    yield "evaluation.num_prompts", config.evaluation.num_prompts
+    for judge in open_judges(config.evaluation, judging_models(inputs, config), config.engine, frozenset()):
+        yield f"judge {judge.name}", judge.fingerprint
+    yield "models.dtype", config.models.dtype
+    yield "models.chat_template", chat_template_of(config.models)
 
 
 def judging_models(inputs: Mapping[str, Product], config: RunConfig) -> Any:

@@ -1,18 +1,20 @@
 """The report of a pipeline from what its stages have left: read, put on a page, and written as HTML and Markdown."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cong.config import dump_config
-from cong.evaluation import EvaluationResult
+from cong.evaluation import EvaluationResult, SweepPoint
+from cong.models import detokenize, load_tokenizer
 from cong.pipeline.attempt import FAILURES, read_lines
 from cong.pipeline.board import Board, Standing
 from cong.pipeline.costs import Cost, cost_of
-from cong.pipeline.page import Drawn, Judged, Material, Trained, pipeline_page
+from cong.pipeline.page import Drawn, Judged, Material, Swept, Trained, pipeline_page
 from cong.pipeline.task import STREAM
-from cong.pipeline.work import SIDE_BY_SIDE
+from cong.pipeline.work import SIDE_BY_SIDE, SWEEP
 from cong.report import Comparison, Response, Samples, Token, write_html, write_markdown
 from cong.stream import StreamReader, open_store
 from cong.train.software import environment
@@ -20,6 +22,8 @@ from cong.train.software import environment
 REPORT_FILES = ["report.html", "report.md", "report-figures"]
 _MAX_POINTS = 20_000
 """Samples of a stage of which lengths and rewards are drawn."""
+_MAX_SHOWN = 6
+"""Samples of a stage that are shown."""
 
 
 def make_report(board: Board, folder: Path) -> list[str]:
@@ -39,9 +43,10 @@ def _material(board: Board, standings: list[Standing], costs: list[Cost]) -> Mat
         stages=[(standing, cost) for standing, cost in zip(standings, costs, strict=True)],
         given={name: board.given[name] for name in sorted(board.given.names)},
         trained=[_trained(each) for each in standings if each.stage.kind == "train"],
-        drawn=[_drawn(each) for each in standings if each.stage.kind == "sample"],
+        drawn=[_drawn(each, board) for each in standings if each.stage.kind == "sample"],
         failures=list(_failures(standings)),
         judged=judged,
+        swept=next((_swept(each, board) for each in standings if each.stage.kind == "sweep"), None),
         configuration=dump_config(board.config),
         software=environment(),
     )
@@ -56,7 +61,7 @@ def _trained(standing: Standing) -> Trained:
     return Trained(standing.stage.name, standing.stage.about, read_lines(_folder(standing) / "metrics.jsonl"))
 
 
-def _drawn(standing: Standing) -> Drawn:
+def _drawn(standing: Standing, board: Board) -> Drawn:
     lengths: list[int] = []
     rewards: list[float] = []
     num_cut = num_records = 0
@@ -67,7 +72,28 @@ def _drawn(standing: Standing) -> Drawn:
         if len(lengths) < _MAX_POINTS:
             lengths += table.column("num_tokens").to_pylist()
             rewards += [one for one in table.column("implicit_reward_mean").to_pylist() if one is not None]
-    return Drawn(standing.stage.name, standing.stage.about, num_records, num_cut, lengths, rewards)
+    first = dict(_first_samples(standing, board))
+    return Drawn(standing.stage.name, standing.stage.about, num_records, num_cut, lengths, rewards, first)
+
+
+def _first_samples(standing: Standing, board: Board) -> Iterator[tuple[str, tuple[str, Response]]]:
+    """The stage's samples of the first prompts, token by token, with the log-ratio where a pair has drawn them."""
+    products = board.products(standing.stage)
+    network = (products.get("strong") or products["aligned"]).network
+    assert network is not None, f"{standing.stage.name} samples from networks"
+    tokenizer = load_tokenizer(network.source, revision=network.revision)
+    records = StreamReader(open_store(str(_folder(standing) / STREAM))).records()
+    for record in itertools.islice(records, _MAX_SHOWN):
+        prompt = record.prompt
+        shown = prompt.text or "\n".join(f"{message.role}: {message.content}" for message in prompt.messages)
+        texts = (detokenize(tokenizer, [one], with_special_tokens=True) for one in record.completion_token_ids)
+        pair = [record.logprobs[role] for role in ("aligned", "base") if role in record.logprobs]
+        if len(pair) == 2:
+            tokens = [Token(text, (one, other), one - other) for text, one, other in zip(texts, *pair, strict=True)]
+        else:
+            tokens = [Token(text) for text in texts]
+        response = Response(standing.stage.name, tokens, record.implicit_reward_mean)
+        yield prompt.prompt_id, (shown or f"token ids {list(prompt.token_ids)}", response)
 
 
 def _failures(standings: list[Standing]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -81,6 +107,12 @@ def _judged(standing: Standing) -> Judged:
     result = EvaluationResult.model_validate_json((folder / "evaluation.json").read_bytes())
     shown = json.loads((folder / SIDE_BY_SIDE).read_text(encoding="utf-8"))
     return Judged(result, read_lines(folder / "judged.jsonl"), [_samples(each) for each in shown])
+
+
+def _swept(standing: Standing, board: Board) -> Swept:
+    points = json.loads((_folder(standing) / SWEEP).read_text(encoding="utf-8"))
+    alpha = board.config.sampling.alpha
+    return Swept([SweepPoint.model_validate(point) for point in points], None if alpha is None else round(alpha, 12))
 
 
 def _samples(content: dict[str, Any]) -> Samples:

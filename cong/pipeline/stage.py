@@ -9,7 +9,7 @@ from typing import Literal
 
 from cong.config.models import NetworkConfig
 
-Kind = Literal["train", "sample", "import", "evaluate", "report"]
+Kind = Literal["train", "sample", "import", "evaluate", "sweep", "report"]
 
 
 @dataclass(frozen=True)

@@ -75,10 +75,6 @@ def bottleneck(stages: Sequence[tuple[Standing, Cost]]) -> str:
 
 def cost_table(stages: Sequence[tuple[Standing, Cost]]) -> Table:
     """Time and tokens of every stage."""
-    """Time and tokens of every stage."""
-    """Prompts that were given up, and why."""
-    """What every stage was made from."""
-    """What was given, by content."""
     total_s = sum(cost.seconds for _, cost in stages)
     rows: list[list[Cell]] = [
         [

@@ -74,6 +74,8 @@ def task_of(stage: Stage, inputs: Mapping[str, Product], config: RunConfig, fold
             update={"models": _models(config, strong=inputs["tokenizer"]), "stream": _at(config, folder / STREAM)}
         )
         return Task(stage.name, stage.kind, folder, own, texts=inputs["texts"].location)
+    if stage.kind == "sweep":
+        return Task(stage.name, stage.kind, folder, _sweep(inputs, config, folder))
     assert stage.kind == "evaluate", f"{stage.name}: {stage.kind} is no work of its own"
     return Task(stage.name, stage.kind, folder, _evaluation(inputs, config, folder))
 
@@ -150,6 +152,20 @@ def _sampling(stage: Stage, inputs: Mapping[str, Product], config: RunConfig, fo
     )
 
 
+def _sweep(inputs: Mapping[str, Product], config: RunConfig, folder: Path) -> RunConfig:
+    return config.model_copy(
+        update={
+            "evaluation": config.evaluation.model_copy(update={"answers_stream": _answers(config, folder)}),
+            "models": _models(config, aligned=inputs["aligned"], base=inputs["base"]),
+        }
+    )
+
+
+def _answers(config: RunConfig, folder: Path) -> str:
+    """The stream of all answers to held-out prompts, whichever stage has drawn them."""
+    return config.evaluation.answers_stream or str(folder.parent.parent.parent / "answers")
+
+
 def _evaluation(inputs: Mapping[str, Product], config: RunConfig, folder: Path) -> RunConfig:
     given = config.evaluation.candidates
     candidates: dict[str, CandidateConfig] = {}
@@ -158,7 +174,7 @@ def _evaluation(inputs: Mapping[str, Product], config: RunConfig, folder: Path) 
         candidates[name] = given[name] if network is None else CandidateConfig.model_validate(network.model_dump())
     settings = config.evaluation.model_dump() | {
         "candidates": {name: one.model_dump() for name, one in candidates.items()},
-        "answers_stream": config.evaluation.answers_stream or str(folder.parent.parent.parent / "answers"),
+        "answers_stream": _answers(config, folder),
     }
     if settings["gap"] is None and {FLOOR_NAME, CEILING_NAME} <= candidates.keys():
         settings["gap"] = GapSettings(floor=FLOOR_NAME, ceiling=CEILING_NAME).model_dump()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from cong.config import RunConfig
 from cong.config.models import NetworkConfig
 from cong.errors import ConfigError, PipelineError
-from cong.evaluation import Evaluation, evaluate, evaluation_page, write_evaluation
+from cong.evaluation import Evaluation, evaluate, evaluation_page, sweep, write_evaluation
 from cong.pipeline.asking import sample_there
 from cong.pipeline.attempt import FAILURES, SESSIONS, read_lines
 from cong.pipeline.given import network_product
@@ -28,7 +28,7 @@ from cong.train.durable import digest_of
 from cong.train.run import train
 from cong.train.stopping import StopRequest
 
-SIDE_BY_SIDE = "samples.json"
+SIDE_BY_SIDE, SWEEP = "samples.json", "sweep.json"
 
 
 def perform(task: Task, stop: StopRequest) -> None:
@@ -62,6 +62,11 @@ def _evaluate(task: Task, stop: Stop) -> None:
     write_atomically(task.folder / SIDE_BY_SIDE, (json.dumps(_side_by_side(found, task.config)) + "\n").encode())
 
 
+def _sweep(task: Task, stop: Stop) -> None:
+    points = [point.model_dump(mode="json") for point in sweep(task.config, task.config.pipeline.alphas)]
+    write_atomically(task.folder / SWEEP, (json.dumps(points, indent=1) + "\n").encode())
+
+
 def _side_by_side(found: Evaluation, config: RunConfig) -> list[object]:
     """The answers that the evaluation's page shows, token by token, as plain data."""
     page = evaluation_page(found.result, found.sets, found.judged, config)
@@ -74,6 +79,7 @@ _WORK: Mapping[Kind, Callable[[Task, StopRequest], None]] = {
     "sample": _sample,
     "import": _import,
     "evaluate": _evaluate,
+    "sweep": _sweep,
 }
 
 
@@ -143,9 +149,15 @@ def _evaluation(task: Task, recipe: Recipe) -> tuple[Product, list[str]]:
     return Product(fingerprint, str(task.folder / files[0])), files
 
 
+def _swept(task: Task, recipe: Recipe) -> tuple[Product, list[str]]:
+    path = task.folder / SWEEP
+    return Product("w1-" + content_key([digest_of(path)]), str(path)), [SWEEP]
+
+
 _PRODUCTS: Mapping[Kind, Callable[[Task, Recipe], tuple[Product, list[str]]]] = {
     "train": _network,
     "sample": _stream,
     "import": _stream,
     "evaluate": _evaluation,
+    "sweep": _swept,
 }

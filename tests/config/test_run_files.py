@@ -12,6 +12,13 @@ from cong.config import RunConfig, load_config
 from cong.config.loading import check
 from cong.errors import ConfigError
 from cong.estimate import SamplingWork, TrainingWork, estimate_sampling, estimate_training, machines
+from cong.estimate.planned import planned_sampling, planned_training
+from cong.objectives import objective
+from cong.pipeline import Stage
+from cong.pipeline.board import stages_of
+from cong.pipeline.forecast import Outlook
+from cong.pipeline.given import Given
+from cong.pipeline.recipe import train_settings
 from jobs.planning import require_backend
 
 from ..cluster.shipped import key_paths, one, renamed
@@ -35,7 +42,8 @@ def stage(folder: Path, name: str = "") -> RunConfig:
 def test_every_pair_has_every_stage() -> None:
     assert [folder.name for folder in PAIRS] == ["llama-3.2-3b-to-3-8b", "qwen2.5-3b-self", "qwen2.5-3b-to-7b"]
     for folder in PAIRS:
-        assert {path.stem for path in folder.iterdir()} == {"run", *STAGES}
+        own = {"pipeline"} if folder.name.endswith("-self") else {"pipeline", "rivals"}
+        assert {path.stem for path in folder.iterdir()} == {"run", *STAGES} | own
 
 
 @every_pair
@@ -115,6 +123,102 @@ def test_a_training_stage_fits_the_shipped_clusters_and_their_devices(folder: Pa
     estimate = estimate_training(config, work, machines("A100-80GB", job.num_workers))
     assert estimate.does_fit
     assert estimate.hours < 12
+
+
+PRODUCTS = {"align": "align-weak", "sft": "cong-s", "dpo": "cong"}
+"""Stage files, and the stages of a pipeline that do the same."""
+
+
+def pipeline_stages(folder: Path, *more: str) -> dict[str, Stage]:
+    """The stages of a pipeline file by what they are in `PRODUCTS` and the book; the self-alignment's among them."""
+    config = pipeline(folder, *more)
+    return {each.name.removeprefix("self-"): each for each in stages_of(config, Given(config).names)}
+
+
+def pipeline(folder: Path, *more: str) -> RunConfig:
+    """A whole pipeline, as its job reads it."""
+    return load_config(RunConfig, [folder / f"{name}.yaml" for name in ("pipeline", *more)])
+
+
+@every_pair
+def test_a_pipeline_does_what_its_stage_files_do(folder: Path) -> None:
+    whole, stages = pipeline(folder), pipeline_stages(folder)
+    require_backend(whole)
+    for name, product in PRODUCTS.items():
+        by_hand, by_pipeline = stage(folder, name), train_settings(whole, stages[product])
+        for setting in (
+            "objective",
+            "num_epochs",
+            "batches",
+            "optimizer",
+            "schedule",
+            "precision",
+            "seed",
+            "deepspeed",
+        ):
+            assert getattr(by_pipeline, setting) == getattr(by_hand.train, setting), f"{product}: {setting}"
+        assert whole.training_job == by_hand.training_job
+    assert whole.sampling == stage(folder).sampling
+    own = stage(folder, "own").sampling
+    assert whole.pipeline.own_sampling == own.model_copy(update={"penalty_rule": "additive"})
+    judged = stage(folder, "evaluate").evaluation
+    assert (whole.evaluation.prompts, whole.evaluation.judges) == (judged.prompts, judged.judges)
+    assert whole.stream.read.shuffle_rows == stage(folder, "sft").stream.read.shuffle_rows
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-3b-to-3-8b", "qwen2.5-3b-to-7b"])
+def test_the_rivals_are_the_published_ones_and_share_what_is_made(name: str) -> None:
+    stages = pipeline_stages(FOLDER / name, "rivals")
+    config = pipeline(FOLDER / name, "rivals")
+    assert {"cong", "weak-sft", "aux-conf", "wspo", "alpha-sweep"} <= stages.keys()
+    wspo, aux = (train_settings(config, stages[each]) for each in ("wspo", "aux-conf"))
+    assert (wspo.objective.name, wspo.objective.parameters) == ("wspo", {"gamma": 0.1})
+    assert (wspo.optimizer.learning_rate, wspo.num_epochs) == (1e-5, 1)
+    objective(aux.objective.name, **aux.objective.parameters)
+    assert {stages[each].inputs["samples"] for each in ("weak-sft", "aux-conf", "wspo")} == {"plain-samples"}
+    assert pipeline(FOLDER / name).output_dir == config.output_dir
+
+
+@every_pair
+def test_the_estimate_of_a_pipeline_is_that_of_its_stages_by_hand(folder: Path) -> None:
+    found = {each.stage.name.removeprefix("self-"): each for each in Outlook.of(pipeline(folder)).all()}
+    for name, product in PRODUCTS.items():
+        (estimate,) = found[product].estimates
+        assert estimate == planned_training(stage(folder, name)), product
+    (drawn,) = found["sample"].estimates
+    assert drawn == planned_sampling(stage(folder), is_served=False)
+
+
+@every_pair
+@pytest.mark.parametrize(
+    ("command", "files", "told"),
+    [
+        (["pipeline", "run"], ["pipeline"], "About what the stages for"),
+        (["train"], ["run", "sft"], "Training on 8 x A100-80GB"),
+        (["train"], ["run", "dpo"], "fits into a device"),
+        (["sample", "--prompts", "data/prompts.jsonl", "--url", "http://x"], ["run"], "Sampling on 8 x L40S"),
+        (["sample", "--prompts", "data/prompts.jsonl", "--out", "x"], ["run", "own"], "Sampling on 1 x A100-80GB"),
+    ],
+)
+def test_a_dry_run_needs_nothing_and_tells_hours_memory_and_disk(
+    folder: Path,
+    command: list[str],
+    files: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [folder / f"{name}.yaml" for name in files]
+    assert main([*command, "--dry-run", *(f"--config={path}" for path in paths)]) == 0
+    out = capsys.readouterr().out
+    comments = "".join(line for line in out.splitlines() if line.startswith("#"))
+    for word in (told, "device hours", "GB", "disk"):
+        assert word in comments
+    (tmp_path / "shown.yaml").write_text(out)
+    assert load_config(RunConfig, [tmp_path / "shown.yaml"]) == load_config(RunConfig, paths)
+    assert not (tmp_path / "runs").exists()
 
 
 @every_pair

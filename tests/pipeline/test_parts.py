@@ -105,7 +105,7 @@ def write(config: RunConfig, folder: Path) -> str:
 def test_a_plan_says_what_would_run_and_does_nothing(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = configure({"pipeline": {"accelerator": "H100"}})
+    config = configure({"estimate": {"accelerator": "H100"}, "models": {"dtype": "bfloat16"}})
     assert main(["pipeline", "plan", "--config", write(config, tmp_path)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "24 samples of at most" in shown
@@ -142,4 +142,7 @@ def test_a_dry_run_prints_what_loads_to_the_same(
 ) -> None:
     config = configure()
     assert main(["pipeline", "run", "--dry-run", "--config", write(config, tmp_path)]) == 0
-    assert capsys.readouterr().out == dump_config(config)
+    shown = capsys.readouterr().out
+    assert "".join(line for line in shown.splitlines(keepends=True) if line[0] != "#") == dump_config(config)
+    assert "# Hours, memory and disk need estimate.accelerator" in shown
+    assert not config.output_dir.exists()
