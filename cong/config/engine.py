@@ -24,5 +24,9 @@ class EngineConfig(Settings):
     stacks_networks: bool = True
     """Run networks of identical shape as one module with stacked weights."""
     kernel: KernelChoice = "auto"
-    """How decoding attends on a CPU. compiled: by a kernel that a C++ compiler makes on first use. torch: slower, and
-    without a compiler. auto: compiled where it can be."""
+    """How decoding attends. compiled: by kernels, on a CPU in C++, compiled on first use, on a GPU in Triton. torch:
+    slower, in torch's own operators. auto: compiled where it can be."""
+    captures_graphs: bool = True
+    """On a GPU, capture decoding as CUDA graphs at start: far fewer launches, for some memory and seconds."""
+    compiles_layers: bool = True
+    """On a GPU, let torch compile the networks' layers: fewer and larger kernels, for a longer start."""

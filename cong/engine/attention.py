@@ -74,6 +74,28 @@ class Prefill:
     """Blocks of all its tokens up to the last of this chunk; None = there are none before this chunk."""
     context_length: int = 0
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
+        """The rows of this prefill, whose keys and values are kept already: [S, Q, N, D] -> [S, L, Q, D]."""
+        num_networks, num_sequences, count = query.shape[0], self.num_sequences, self.count
+        rows = slice(self.start, self.start + num_sequences * count)
+
+        def split(tensor: Tensor) -> Tensor:
+            part = tensor[:, :, rows]
+            part = part.reshape(num_networks, part.shape[1], num_sequences, count, part.shape[3])
+            return part.transpose(1, 2).flatten(0, 1)  # [S * sequences, heads, tokens, D]
+
+        def context(tensor: Tensor, blocks: Tensor) -> Tensor:
+            part = tensor.index_select(0, blocks).transpose(0, 1).flatten(1, 2)
+            return part[:, : self.context_length].unflatten(0, (num_networks, -1))  # type: ignore[no-untyped-call, no-any-return]
+
+        if self.context_blocks is not None:
+            blocks = self.context_blocks
+            key, value = context(pool.keys, blocks), context(pool.values, blocks)
+        else:
+            key, value = split(key), split(value)
+        mixed = attend_dense(split(query), key, value, options)
+        return mixed.transpose(1, 2).reshape(num_networks, num_sequences * count, query.shape[1], -1)
+
 
 class Decoding(Protocol):
     """One token of each of B sequences in one step, and how they find what they look at."""
@@ -83,9 +105,17 @@ class Decoding(Protocol):
         ...
 
 
+class Layout(Protocol):
+    """Where the tokens of a step are kept and what they look at."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
+        """Keep the step's keys and values, then attend: [S, Q, N, D] of query to [S, N, Q, D]."""
+        ...
+
+
 @dataclass(frozen=True)
 class StepLayout:
-    """Where the tokens of a step are written and what they look at; decoding rows come first."""
+    """A layout in torch's own operators, and on a CPU with a kernel for the decoding rows, which come first."""
 
     num_decoding: int
     """Rows that are one token of a sequence each."""
@@ -95,6 +125,19 @@ class StepLayout:
     """Place of the block of each token that is not decoding."""
     offsets_N: Tensor
     """Its position within the block."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
+        """Keep the step's keys and values, then attend: [S, Q, N, D] of query to [S, N, Q, D]."""
+        split = self.num_decoding
+        parts = []
+        if self.prefills:
+            # Before anybody attends: a decoding row may look at a prompt that is computed in the same step.
+            pool.write(key[:, :, split:], value[:, :, split:], self.places_N, self.offsets_N)
+        if self.decoding is not None:
+            rows = slice(split)
+            parts.append(self.decoding.attend(query[:, :, rows], key[:, :, rows], value[:, :, rows], pool, options))
+        parts += [prefill.attend(query, key, value, pool, options) for prefill in self.prefills]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True)
@@ -137,6 +180,7 @@ ATTENTION_NAME = "cong_paged"
 _SLOT = "_cong_attend"
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def dispatch_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
@@ -164,9 +208,7 @@ class PagedAttention:
     """The attention of one stack: its pools, and the layout of the step that is running."""
 
     def __init__(self, probe: LayerProbe, num_networks: int, num_blocks: int, block_size: int, like: Tensor) -> None:
-        self.block_size = block_size
-        self.num_networks = num_networks
-        self.layout: StepLayout | None = None
+        self.layout: Layout | None = None
         self._pool_of: dict[nn.Module, LayerPool] = {}
         for module, shape in zip(probe.modules, probe.shapes, strict=True):
             size = (num_blocks + 1, num_networks * shape.num_kv_heads, block_size)
@@ -176,46 +218,5 @@ class PagedAttention:
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Keep the step's keys and values, then attend: [S, Q, N, D] -> [S, N, Q, D]."""
-        layout = self.layout
-        assert layout is not None, "a step has a layout"
-        pool, asked = self._pool_of[module], _options(query, options)
-        split = layout.num_decoding
-        parts = []
-        if layout.prefills:
-            # Before anybody attends: a decoding row may look at a prompt that is computed in the same step.
-            pool.write(key[:, :, split:], value[:, :, split:], layout.places_N, layout.offsets_N)
-        if layout.decoding is not None:
-            rows = slice(split)
-            parts.append(layout.decoding.attend(query[:, :, rows], key[:, :, rows], value[:, :, rows], pool, asked))
-        parts += [self._prefill(query, key, value, pool, prefill, asked) for prefill in layout.prefills]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def _prefill(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        pool: LayerPool,
-        prefill: Prefill,
-        options: Options,
-    ) -> Tensor:
-        """Consecutive tokens of a sequence, or of several without context: [S, Q, N, D] -> [S, L, Q, D]."""
-        num_networks, num_sequences, count = query.shape[0], prefill.num_sequences, prefill.count
-        rows = slice(prefill.start, prefill.start + num_sequences * count)
-
-        def split(tensor: Tensor) -> Tensor:
-            part = tensor[:, :, rows]
-            part = part.reshape(num_networks, part.shape[1], num_sequences, count, part.shape[3])
-            return part.transpose(1, 2).flatten(0, 1)  # [S * sequences, heads, tokens, D]
-
-        def context(tensor: Tensor, blocks: Tensor) -> Tensor:
-            part = tensor.index_select(0, blocks).transpose(0, 1).flatten(1, 2)
-            return part[:, : prefill.context_length].unflatten(0, (num_networks, -1))  # type: ignore[no-untyped-call, no-any-return]
-
-        if prefill.context_blocks is not None:
-            blocks = prefill.context_blocks
-            key, value = context(pool.keys, blocks), context(pool.values, blocks)
-        else:
-            key, value = split(key), split(value)
-        mixed = attend_dense(split(query), key, value, options)
-        return mixed.transpose(1, 2).reshape(num_networks, num_sequences * count, query.shape[1], -1)
+        assert self.layout is not None, "a step has a layout"
+        return self.layout.attend(query, key, value, self._pool_of[module], _options(query, options))

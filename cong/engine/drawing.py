@@ -5,12 +5,13 @@ Legend: K networks, B drawing rows, V tokens.
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from cong.decoding import Rules, decode_step, logprobs, stack_rules
+from cong.decoding import Rules, Step, decode_heads, decode_step, logprobs, stack_rules
+from cong.engine.heads import HEAD_WIDTH, find_heads_on_gpu
 from cong.engine.protocol import TokenRecord
 from cong.engine.scheduler import Chunk
 from cong.engine.sequence import Sequence
@@ -24,14 +25,17 @@ class _Rows:
     rules: Rules
     sample_index_B: Tensor
     is_seen_BV: Tensor | None
+    has_small_heads: bool
+    """Whether every head set so far was small enough to be looked at alone."""
 
 
 class Drawer:
     """Draws one token for each of many sequences."""
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, vocab_size: int, device: torch.device, *, finds_heads: bool = False) -> None:
         self.vocab_size = vocab_size
         self.device = device
+        self._finds_heads = finds_heads
         self._rows: _Rows | None = None
 
     @torch.inference_mode()
@@ -40,23 +44,21 @@ class Drawer:
         if not sequences:
             return []
         rows = self._rows_for(sequences)
-        step = decode_step(
-            [logits_BV[:, : self.vocab_size] for logits_BV in logits],
-            rows.rules,
-            rows.sample_index_B,
-            torch.tensor([sequence.num_drawn for sequence in sequences], device=self.device),
-            rows.is_seen_BV,
-            self._banned(sequences),
-        )
+        logits = tuple(logits_BV[:, : self.vocab_size] for logits_BV in logits)
+        position_B = torch.tensor([sequence.num_drawn for sequence in sequences], device=self.device)
+        given = (rows.rules, rows.sample_index_B, position_B)
+        banned_BV = self._banned(sequences)
+        if rows.has_small_heads:
+            heads = find_heads_on_gpu(logits, rows.rules.head_log_lambda_B)
+            step = decode_heads(heads, *given, self.vocab_size, rows.is_seen_BV, banned_BV)
+            records = _records(replace(step, head_size_B=heads.sizes_B))
+            rows.has_small_heads = all(record.head_size <= HEAD_WIDTH for record in records)
+        if not rows.has_small_heads:
+            step = decode_step(logits, *given, rows.is_seen_BV, banned_BV)
+            records = _records(step)
         if rows.is_seen_BV is not None:
             rows.is_seen_BV.scatter_(1, step.token_B[:, None], True)
-        numbers = torch.cat([step.mixture_logprob_B[:, None].double(), step.logprobs_BK.double()], dim=1).tolist()
-        return [
-            TokenRecord(token_id, tuple(values[1:]), values[0], head_size)
-            for token_id, values, head_size in zip(
-                step.token_B.tolist(), numbers, step.head_size_B.tolist(), strict=True
-            )
-        ]
+        return records
 
     @torch.inference_mode()
     def score(self, chunks: Ordered[Chunk], logits: Ordered[Tensor]) -> list[list[TokenRecord]]:
@@ -79,6 +81,8 @@ class Drawer:
                 rules=stack_rules([sequence.rule for sequence in sequences], self.vocab_size, self.device),
                 sample_index_B=torch.tensor([sequence.sample_index for sequence in sequences], device=self.device),
                 is_seen_BV=self._mark(map(_seen, sequences), len(sequences)) if has_penalty else None,
+                has_small_heads=self._finds_heads
+                and not any(p.head_lambda == 0.0 or any(t != 1.0 for t in p.network_temperatures) for p in parameters),
             )
         return self._rows
 
@@ -92,6 +96,13 @@ class Drawer:
         for row, row_ids in enumerate(ids):
             mask_BV[row, [token_id for token_id in row_ids if token_id < self.vocab_size]] = True
         return mask_BV.to(self.device)
+
+
+def _records(step: Step) -> list[TokenRecord]:
+    """What is recorded of each drawn token, in one transfer from the device."""
+    columns = (step.token_B, step.head_size_B, step.mixture_logprob_B, *step.logprobs_BK.unbind(-1))
+    rows = torch.stack([column.double() for column in columns], dim=-1).tolist()
+    return [TokenRecord(int(row[0]), tuple(row[3:]), row[2], int(row[1])) for row in rows]
 
 
 def _seen(sequence: Sequence) -> list[int]:

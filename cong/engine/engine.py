@@ -36,13 +36,25 @@ class Engine:
         self.config = config
         self._clock = clock
         self._writer = writer
-        self._runner = Runner(networks.networks, stacks_networks=config.stacks_networks, kernel=config.kernel)
+        is_on_gpu = networks.networks[0].device.type == "cuda"
+        self._runner = Runner(
+            networks.networks,
+            stacks_networks=config.stacks_networks,
+            kernel=config.kernel,
+            compiles_layers=is_on_gpu and config.compiles_layers,
+        )
         num_blocks = plan_blocks(self._runner, networks, config)
-        self._runner.prepare(num_blocks, config.block_size)
+        longest = min(networks.context_length or num_blocks * config.block_size, num_blocks * config.block_size)
+        self._runner.prepare(
+            num_blocks,
+            config.block_size,
+            captured_rows=config.max_running if config.captures_graphs else 0,
+            max_blocks=-(-longest // config.block_size),
+        )
         self._pool = BlockPool(num_blocks, config.block_size, self._runner.cached_share)
         limits = Limits(max(config.max_step_tokens, config.max_running), config.max_running)
         self._scheduler = Scheduler(self._pool, limits)
-        self._drawer = Drawer(networks.shared_vocab_size, self._runner.device)
+        self._drawer = Drawer(networks.shared_vocab_size, self._runner.device, finds_heads=self._runner.has_tiles)
         self._cost = StepCost(networks, self._runner)
         software = {"cong": __version__, "torch": torch.__version__, "engine": "cong"}
         self._desk = Desk(networks, self.max_tokens, software, self._writer, clock)
@@ -127,7 +139,7 @@ class Engine:
             chunks = self._scheduler.schedule()
         drawing = [chunk.sequence for chunk in chunks if chunk.draws]
         with self._phase("forward"):
-            logits = self._runner.forward(chunks, self.config.block_size)
+            logits = self._runner.forward(chunks)
         with self._phase("mix"):
             tokens = self._drawer.draw(drawing, logits.drawing)
             scores = self._drawer.score(chunks, logits.scored)

@@ -19,17 +19,21 @@ from cong.engine.attention import (
     Decoding,
     LayerProbe,
     LayerShape,
+    Layout,
     PagedAttention,
     Prefill,
     StepLayout,
     dispatch_attention,
     route_attention,
 )
+from cong.engine.captured import CapturedDecoding, capture_decoding
+from cong.engine.compiled_layers import compile_layers
 from cong.engine.kernel import has_kernel, lay_out_for_kernel
 from cong.engine.pool import places_of
 from cong.engine.scheduler import Chunk
 from cong.engine.stack import can_stack, stack_models
 from cong.engine.sweep import lay_out_sweep
+from cong.engine.tiles import has_tiles, lay_out_tiles
 from cong.errors import UnsupportedModel
 from cong.models import Network, register_attention, use_attention
 
@@ -50,15 +54,15 @@ class Stack:
     probe: LayerProbe
     attention: PagedAttention | None = None
 
-    def logits(self, token_ids_N: Tensor, position_ids_N: Tensor, rows_R: Tensor) -> Tensor:
-        """[S, R, V]"""
+    def logits(self, token_ids_N: Tensor, position_ids_N: Tensor, rows_R: Tensor | None) -> Tensor:
+        """Logits of the rows, or of all: [S, R, V]"""
         size = len(self.indices)
         model: Any = self.model
         logits: Tensor = model(
             input_ids=token_ids_N.expand(size, -1),
             position_ids=position_ids_N.expand(size, -1),
             use_cache=False,
-            logits_to_keep=rows_R,
+            logits_to_keep=0 if rows_R is None else rows_R,
         ).logits
         return logits
 
@@ -102,13 +106,24 @@ class Runner:
     """K networks and their pools; `prepare` gives the pools their size once it is known."""
 
     def __init__(
-        self, networks: Ordered[Network], *, stacks_networks: bool = True, kernel: KernelChoice = "auto"
+        self,
+        networks: Ordered[Network],
+        *,
+        stacks_networks: bool = True,
+        kernel: KernelChoice = "auto",
+        compiles_layers: bool = False,
     ) -> None:
         self.num_networks = len(networks)
         self.device = networks[0].device
         self.dtype = networks[0].dtype
-        self.has_kernel = has_kernel(kernel, self.device, self.dtype)
+        self.has_tiles = has_tiles(kernel, self.device)
+        self.has_kernel = not self.has_tiles and has_kernel(kernel, self.device, self.dtype)
         self.stacks = self._build_stacks(networks, stacks_networks)
+        self._block_size = 0
+        self._captured: CapturedDecoding | None = None
+        if compiles_layers:
+            for stack in self.stacks:
+                compile_layers(stack.model, stack.probe.modules)
 
     @property
     def cached_share(self) -> float:
@@ -177,30 +192,57 @@ class Runner:
         route_attention(model, _forgetful(probe))
         return Stack(model, tuple(indices), probe)
 
-    def prepare(self, num_blocks: int, block_size: int) -> None:
-        """Allocate the pools of every stack."""
+    @torch.inference_mode()
+    def prepare(self, num_blocks: int, block_size: int, *, captured_rows: int = 0, max_blocks: int = 0) -> None:
+        """Allocate the pools of every stack; on a GPU, capture the decoding of up to `captured_rows` sequences.
+
+        None of them ever has more than `max_blocks` blocks.
+        """
+        self._block_size = block_size
         for stack in self.stacks:
             like = torch.empty(0, dtype=self.dtype, device=self.device)
             stack.attention = PagedAttention(stack.probe, len(stack.indices), num_blocks, block_size, like)
             route_attention(stack.model, stack.attention)
+        if self.has_tiles and captured_rows:
+            self._captured = capture_decoding(self._run_all, captured_rows, max_blocks, self.device)
 
     @torch.inference_mode()
-    def forward(self, chunks: Ordered[Chunk], block_size: int) -> Logits:
+    def forward(self, chunks: Ordered[Chunk]) -> Logits:
         """Compute the chunks, those of one token first, and return the logits that they are computed for."""
-        token_ids_N, position_ids_N, layout = self._lay_out(chunks, block_size)
         drawing, scored = _logit_rows(chunks)
-        rows_R = self._tensor(drawing + scored)
+        rows, num_drawing = drawing + scored, len(drawing)
+        every = self._replay(chunks, rows) or self._run_chunks(chunks, rows)
+        return Logits(tuple(z[:num_drawing] for z in every), tuple(z[num_drawing:] for z in every))
+
+    def _replay(self, chunks: Ordered[Chunk], rows: list[int]) -> tuple[Tensor, ...]:
+        """Logits of a step that is captured; none if this one is not."""
+        if self._captured is None or len(chunks) > self._captured.max_rows or chunks[-1].count != 1:
+            return ()
+        token_ids = [chunk.sequence.token_ids[chunk.start] for chunk in chunks]
+        places = places_of([chunk.sequence.blocks for chunk in chunks])
+        every = self._captured.replay(token_ids, [chunk.start for chunk in chunks], places)
+        return every if rows == list(range(len(chunks))) else tuple(z[self._tensor(rows)] for z in every)
+
+    def _run_chunks(self, chunks: Ordered[Chunk], rows: list[int]) -> tuple[Tensor, ...]:
+        """Logits of a step, operator by operator."""
+        return self._run(*self._lay_out(chunks, self._block_size), self._tensor(rows))
+
+    def _run_all(self, token_ids_N: Tensor, position_ids_N: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        return self._run(token_ids_N, position_ids_N, layout, None)
+
+    def _run(
+        self, token_ids_N: Tensor, position_ids_N: Tensor, layout: Layout, rows_R: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Logits of every network for the given rows, or for all."""
         by_network: dict[int, Tensor] = {}
         for stack in self.stacks:
-            assert stack.attention is not None, "prepare comes before forward"
+            assert stack.attention is not None, "prepare comes before a step"
             stack.attention.layout = layout
             logits_SRV = stack.logits(token_ids_N, position_ids_N, rows_R)
             by_network |= {index: logits_SRV[k] for k, index in enumerate(stack.indices)}
-        every = [by_network[index] for index in range(self.num_networks)]
-        num_drawing = len(drawing)
-        return Logits(tuple(z[:num_drawing] for z in every), tuple(z[num_drawing:] for z in every))
+        return tuple(by_network[index] for index in range(self.num_networks))
 
-    def _lay_out(self, chunks: Ordered[Chunk], block_size: int) -> tuple[Tensor, Tensor, StepLayout]:
+    def _lay_out(self, chunks: Ordered[Chunk], block_size: int) -> tuple[Tensor, Tensor, Layout]:
         """Token ids, positions and places of a step's tokens."""
         num_decoding = next((n for n, chunk in enumerate(chunks) if chunk.count != 1), len(chunks))
         token_ids: list[int] = []
@@ -209,6 +251,11 @@ class Runner:
             stop = chunk.start + chunk.count
             token_ids += chunk.sequence.token_ids[chunk.start : stop]
             positions += range(chunk.start, stop)
+        if self.has_tiles:
+            places_BC = places_of([chunk.sequence.blocks for chunk in chunks])
+            starts, counts = [chunk.start for chunk in chunks], [chunk.count for chunk in chunks]
+            tiled = lay_out_tiles(places_BC, starts, counts, num_decoding, self.device)
+            return self._tensor(token_ids), self._tensor(positions), tiled
         prefills: list[Prefill] = []
         places: list[int] = []
         row = num_decoding

@@ -104,9 +104,9 @@ def save_adapter(folder: Path, base: Path, target_modules: list[str]) -> Path:
     return folder
 
 
-def load(folder: Path, role: Role = "aligned", dtype: str = "float32") -> Network:
+def load(folder: Path, role: Role = "aligned", dtype: str = "float32", device: str = "cpu") -> Network:
     """The network that lies in a folder."""
-    return load_network(str(folder), role=role, dtype=dtype, device="cpu")
+    return load_network(str(folder), role=role, dtype=dtype, device=device)
 
 
 class World:
@@ -126,12 +126,12 @@ class World:
             save_network(path, config, seed)
         return path
 
-    def networks(self, *folders: Path, dtype: str = "float32") -> NetworkSet:
+    def networks(self, *folders: Path, dtype: str = "float32", device: str = "cpu") -> NetworkSet:
         """Freshly loaded networks, checked as one set."""
         roles: tuple[Role, ...] = {1: ("aligned",), 2: ("aligned", "base"), 3: ("strong", "aligned", "base")}[  # type: ignore[assignment]
             len(folders)
         ]
-        return join_networks([load(folder, role, dtype) for folder, role in zip(folders, roles, strict=True)])
+        return join_networks([load(folder, role, dtype, device) for folder, role in zip(folders, roles, strict=True)])
 
     def oracle(self, *folders: Path) -> list[nn.Module]:
         """The same networks as the reference sampler takes them."""

@@ -1,0 +1,406 @@
+"""The engine on a GPU: its share of the bandwidth bound, with random pairs of the shapes of real networks.
+
+    python bench/engine_gpu.py --json docs/results/engine-gpu.json
+
+For each shape and number of sequences: prompts of 1,024 tokens, then decoding, every sequence drawing in every step.
+The bound is the bytes that a step must move (both networks' weights once, keys and values of every sequence, logits)
+over the GPU's bandwidth, nominal and as a large copy measures it. The last norm is scaled so that distributions are
+about as peaked as a trained network's: with flat ones every token would be plausible, which no network is.
+"""
+
+import argparse
+import copy
+import gc
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from tokenizers.models import WordLevel
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from workload import conditions, write_json
+
+from cong.config.engine import EngineConfig
+from cong.engine import Engine, Generate, Rate, Rated
+from cong.models import Architecture, Network, NetworkSet, join_networks
+from cong.models.artefact import Artefact
+from cong.models.tokenizer import Tokenizer, load_tokenizer
+from cong.schemas import Prompt, Role, SamplingParameters
+
+NOMINAL_BYTES_PER_S = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.04e12}
+BYTES_PER_LOGIT = 6
+"""Written in 16 bits and read once in 32."""
+STEEPNESS = 4.0
+
+LLAMA = {"model_type": "llama", "vocab_size": 128_256, "head_dim": 64, "rope_theta": 500_000.0}
+SHAPES: dict[str, dict[str, Any]] = {
+    "Qwen2.5-0.5B": {
+        "model_type": "qwen2",
+        "vocab_size": 151_936,
+        "hidden_size": 896,
+        "intermediate_size": 4_864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+    },
+    "Llama-3.2-1B": LLAMA
+    | {
+        "hidden_size": 2_048,
+        "intermediate_size": 8_192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+    "Llama-3.2-3B": LLAMA
+    | {
+        "hidden_size": 3_072,
+        "intermediate_size": 8_192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to run the engine."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+DEFAULT = Variant("cong")
+VARIANTS = (
+    DEFAULT,
+    Variant("one network after the other", {"stacks_networks": False}),
+    Variant("layers not compiled", {"compiles_layers": False}),
+    Variant("no captured graphs", {"captures_graphs": False, "compiles_layers": False}),
+    Variant("torch's own operators", {"captures_graphs": False, "compiles_layers": False, "kernel": "torch"}),
+)
+
+
+def make_tokenizer(vocab_size: int) -> Tokenizer:
+    """So many words."""
+    folder = Path(tempfile.mkdtemp())
+    words = {f"w{number}": number for number in range(vocab_size)}
+    core = tokenizers.Tokenizer(WordLevel(words, unk_token="w2"))
+    make: Any = transformers.PreTrainedTokenizerFast
+    make(tokenizer_object=core, bos_token="w0", eos_token="w1", pad_token="w2").save_pretrained(folder)
+    return load_tokenizer(str(folder))
+
+
+def make_model(shape: dict[str, Any], seed: int, dtype: torch.dtype) -> Any:
+    """Random weights, made where they are used."""
+    config = transformers.AutoConfig.for_model(**shape, tie_word_embeddings=True, max_position_embeddings=4_096)
+    torch.manual_seed(seed)
+    auto: Any = transformers.AutoModelForCausalLM
+    with torch.device("cuda"):
+        model = auto.from_config(config, dtype=dtype).eval().requires_grad_(False)
+    model.model.norm.weight.fill_(STEEPNESS)
+    return model
+
+
+def make_pair(shape: dict[str, Any], tokenizer: Tokenizer, dtype: torch.dtype = torch.bfloat16) -> NetworkSet:
+    """Two networks of one shape."""
+    networks = []
+    roles: tuple[Role, Role] = ("aligned", "base")
+    for seed, role in enumerate(roles):
+        model = make_model(shape, seed, dtype)
+        sizes = model.config
+        networks.append(
+            Network(
+                role=role,
+                name=role,
+                fingerprint=f"random-{seed}",
+                model=model,
+                tokenizer=tokenizer,
+                architecture=Architecture(
+                    model_type=sizes.model_type,
+                    num_layers=sizes.num_hidden_layers,
+                    num_heads=sizes.num_attention_heads,
+                    num_kv_heads=sizes.num_key_value_heads,
+                    head_dim=getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads,
+                    vocab_width=sizes.vocab_size,
+                    context_length=sizes.max_position_embeddings,
+                    layer_kinds=("full_attention",) * sizes.num_hidden_layers,
+                    is_recurrent=False,
+                ),
+                eos_ids=frozenset({1}),
+                dtype=dtype,
+                device=torch.device("cuda"),
+                num_parameters=sum(p.numel() for p in model.parameters()),
+                own_bytes=sum(p.nbytes for p in model.parameters()),
+                artefact=Artefact(Path(), role),
+            )
+        )
+    return join_networks(networks)
+
+
+def prompts(count: int, length: int, seed: int) -> list[tuple[int, ...]]:
+    """Random prompts without a common beginning."""
+    generator = torch.Generator().manual_seed(seed)
+    return [tuple(row) for row in torch.randint(3, 30_000, (count, length), generator=generator).tolist()]
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written per second by a large copy."""
+    source = torch.empty(2**31, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(8):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        target.copy_(source)
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return 2 * source.numel() / statistics.median(seconds)
+
+
+def nominal_bandwidth() -> float:
+    """Of the data sheet."""
+    name = torch.cuda.get_device_name()
+    return next((rate for key, rate in NOMINAL_BYTES_PER_S.items() if key in name), float("nan"))
+
+
+def step_bytes(engine: Engine, num_sequences: int, context: float) -> float:
+    """What a decoding step must move: weights, keys and values, logits."""
+    per_token = engine._runner.bytes_per_token
+    logits = 2 * num_sequences * engine.networks.shared_vocab_size * BYTES_PER_LOGIT
+    return engine.networks.own_bytes + num_sequences * context * per_token + logits
+
+
+def decode(engine: Engine, count: int, length: int, new_tokens: int, seed: int, **changes: Any) -> dict[str, Any]:
+    """Prefill `count` prompts, then time every step in which all of them draw."""
+    parameters = SamplingParameters.contrastive(0.4, max_tokens=new_tokens, ignore_eos=True, seed=seed, **changes)
+    for number, ids in enumerate(prompts(count, length, seed)):
+        engine.submit(Generate(f"{seed}-{number}", Prompt(token_ids=ids), parameters, (0,)))
+    started = time.perf_counter()
+    first_drawn = engine.stats().num_drawn_tokens
+    steps: list[float] = []
+    before: dict[str, float] = {}
+    prefill_s = 0.0
+    while engine.has_work:
+        begun, drawn = time.perf_counter(), engine.stats().num_drawn_tokens
+        engine.events()
+        is_full = engine.stats().num_drawn_tokens - drawn == count
+        if is_full and not before:
+            prefill_s = time.perf_counter() - started
+            before = engine.stats().seconds
+        elif is_full:
+            steps.append(time.perf_counter() - begun)
+            after = engine.stats().seconds
+    seconds = time.perf_counter() - started
+    assert engine.stats().num_drawn_tokens - first_drawn == count * new_tokens
+    step_s = statistics.median(steps)
+    context = length + new_tokens / 2
+    num_bytes = step_bytes(engine, count, context)
+    shares = {name: (after[name] - before[name]) / sum(after[n] - before[n] for n in after) for name in after}
+    return {
+        "num_sequences": count,
+        "step_ms": {"median": step_s * 1e3, "min": min(steps) * 1e3, "max": max(steps) * 1e3, "runs": len(steps)},
+        "decode_tokens_per_s": count / step_s,
+        "prefill_tokens_per_s": count * length / prefill_s,
+        "tokens_per_s": count * new_tokens / seconds,
+        "step_gib": num_bytes / 2**30,
+        "share_of_nominal": num_bytes / nominal_bandwidth() / step_s,
+        "step_shares": shares,
+        "num_preemptions": engine.stats().num_preemptions,
+    }
+
+
+def continuous_batching(shape: dict[str, Any], count: int, length: int, new_tokens: int) -> dict[str, Any]:
+    """transformers' continuous batching of ONE network: seconds of a decoding step from two lengths of answers."""
+    model = make_model(shape, 0, torch.bfloat16)
+    ids = [list(row) for row in prompts(count, length, 1)]
+    seconds = {}
+    for wanted in (1, 1, new_tokens):
+        config = transformers.GenerationConfig(
+            max_new_tokens=wanted, eos_token_id=-1, pad_token_id=2, do_sample=True, top_k=0
+        )
+        started = time.perf_counter()
+        outputs = model.generate_batch(inputs=ids, generation_config=config, progress_bar=False)
+        seconds[wanted] = time.perf_counter() - started
+        assert sum(len(output.generated_tokens) for output in outputs.values()) == count * wanted
+    step_s = (seconds[new_tokens] - seconds[1]) / (new_tokens - 1)
+    return {"num_sequences": count, "step_ms": step_s * 1e3, "decode_tokens_per_s": count / step_s}
+
+
+@torch.inference_mode()
+def nearness(networks: NetworkSet, engine: Engine) -> dict[str, float]:
+    """Log-probs of the engine in bfloat16 against the same weights on the CPU in float32: differences in nats."""
+    ids = prompts(1, 96, 7)[0]
+    engine.score(Rate("near", Prompt(token_ids=ids[:48]), ids[48:]))
+    (score,) = [event.score for event in iter_events(engine) if isinstance(event, Rated)]
+    differences = []
+    for network in networks.networks:
+        config = copy.deepcopy(network.model.config)
+        auto: Any = transformers.AutoModelForCausalLM
+        plain = auto.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
+        plain.load_state_dict({name: tensor.float().cpu() for name, tensor in network.model.state_dict().items()})
+        logits = plain(torch.tensor([ids]), use_cache=False).logits[0, 47:-1].log_softmax(-1)
+        exact = logits.gather(1, torch.tensor(ids[48:])[:, None])[:, 0]
+        differences += (torch.tensor(score.logprobs[network.role]) - exact).abs().tolist()
+    return {"mean": statistics.mean(differences), "max": max(differences), "tokens": len(differences)}
+
+
+def iter_events(engine: Engine) -> Iterator[Any]:
+    """Everything that happens until nothing is left to do."""
+    while engine.has_work:
+        yield from engine.events()
+
+
+def release() -> None:
+    """Give memory back before the next engine."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row in one line, while the others are measured."""
+    phases = ", ".join(f"{phase} {share:.0%}" for phase, share in row["step_shares"].items())
+    return (
+        f"{row['shape']}, {row['num_sequences']} sequences, {row['variant']} {row['parameters'] or ''}: "
+        f"step {row['step_ms']['median']:.2f} ms, {row['decode_tokens_per_s']:,.0f} tokens/s, "
+        f"{row['share_of_nominal']:.0%} of the bound, prefill {row['prefill_tokens_per_s']:,.0f}/s, "
+        f"start {row['start_s']:.0f} s, {phases}"
+    )
+
+
+def measure_shape(name: str, options: argparse.Namespace, console: Console, copied: float) -> list[dict[str, Any]]:
+    """All rows of one shape."""
+    shape = SHAPES[name]
+    tokenizer = make_tokenizer(shape["vocab_size"])
+    results: list[dict[str, Any]] = []
+    variants = VARIANTS if options.variants else (DEFAULT,)
+    for variant in variants:
+        started = time.perf_counter()
+        networks = make_pair(shape, tokenizer)
+        config = EngineConfig(
+            max_running=max(options.sequences),
+            max_step_tokens=options.step_tokens,
+            kv_memory_fraction=0.9,
+            **variant.settings,
+        )
+        # Before the engine: it takes the networks' weights over.
+        engine = Engine(networks, config)
+        start_s = time.perf_counter() - started
+        room = engine.stats().num_blocks * config.block_size
+        for count in options.sequences if variant is DEFAULT else options.sequences[-1:]:
+            if count * (options.prompt_tokens + options.new_tokens) > room:
+                console.print(f"{name}: {count} sequences do not fit into {room:,} tokens of keys and values")
+                continue
+            decode(engine, count, options.prompt_tokens, 6, 100)  # warms up
+            for parameters in ({}, {"top_p": 0.95, "repetition_penalty": 1.2}) if variant is DEFAULT else ({},):
+                row = decode(engine, count, options.prompt_tokens, options.new_tokens, 1, **parameters)
+                row |= {"shape": name, "variant": variant.name, "start_s": start_s, "parameters": parameters}
+                row["share_of_copy"] = row["share_of_nominal"] * nominal_bandwidth() / copied
+                results.append(row)
+                console.print(describe(row))
+        if options.profile:
+            profile(engine, options, console)
+        if variant is DEFAULT and name == next(iter(options.shapes)):
+            near = nearness(networks, engine)
+            console.print(f"{name}: log-probs differ from float32 on the CPU by {near}")
+            results.append({"shape": name, "nearness": near})
+        del engine, networks
+        release()
+    if options.peers:
+        for count in options.sequences[-1:]:
+            try:
+                row = continuous_batching(shape, count, options.prompt_tokens, options.new_tokens)
+            except Exception as error:  # noqa: BLE001 a peer that fails is named and left out
+                console.print(f"transformers continuous batching is left out: {error!r}", style="bold red")
+                continue
+            results.append(row | {"shape": name, "variant": "transformers continuous batching, ONE network"})
+            console.print(f"{name}: transformers continuous batching, ONE network: {row}")
+        release()
+    return results
+
+
+def profile(engine: Engine, options: argparse.Namespace, console: Console) -> None:
+    """Where the GPU's time of some decoding steps goes."""
+    decode(engine, options.sequences[-1], options.prompt_tokens, 6, 100)
+    parameters = SamplingParameters.contrastive(0.4, max_tokens=12, ignore_eos=True)
+    for number, ids in enumerate(prompts(options.sequences[-1], options.prompt_tokens, 100)):
+        engine.submit(Generate(f"p{number}", Prompt(token_ids=ids), parameters, (0,)))
+    while engine.stats().num_waiting or engine.stats().num_running == 0:
+        engine.events()
+    engine.events()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(4):
+            engine.events()
+    for _ in iter_events(engine):
+        pass
+    console.print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=24, max_name_column_width=90))
+
+
+def show(results: list[dict[str, Any]], console: Console) -> None:
+    """All rows as a table."""
+    table = Table("shape", "sequences", "what", "step ms", "tokens/s", "of the bound", "of a copy's rate", "prefill/s")
+    for row in results:
+        if "variant" not in row:
+            continue
+        step = row["step_ms"]
+        share, copied = (f"{row[key]:.0%}" if key in row else "" for key in ("share_of_nominal", "share_of_copy"))
+        what = row["variant"] + (" top-p, penalty" if row.get("parameters") else "")
+        prefill = f"{row['prefill_tokens_per_s']:,.0f}" if "prefill_tokens_per_s" in row else ""
+        table.add_row(
+            row["shape"],
+            str(row["num_sequences"]),
+            what,
+            f"{step['median'] if isinstance(step, dict) else step:.2f}",
+            f"{row['decode_tokens_per_s']:,.0f}",
+            share,
+            copied,
+            prefill,
+        )
+    console.print(table)
+
+
+def main() -> int:
+    """Measure, show, store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="store the figures with their conditions")
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--sequences", type=int, nargs="*", default=[1, 16, 64, 256])
+    parser.add_argument("--prompt-tokens", type=int, default=1_024)
+    parser.add_argument("--new-tokens", type=int, default=40)
+    parser.add_argument("--step-tokens", type=int, default=8_192, help="tokens computed in one step, at most")
+    parser.add_argument("--variants", action="store_true", help="also with parts of the engine turned off")
+    parser.add_argument("--peers", action="store_true", help="transformers continuous batching beside it")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of some steps")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("torch sees no CUDA device here; run this where there is one", file=sys.stderr)
+        return 2
+    transformers.logging.set_verbosity_error()
+    console = Console(width=180)
+    copied = copy_bandwidth()
+    console.print(f"{torch.cuda.get_device_name()}: a copy moves {copied / 1e12:.2f} TB/s")
+    release()
+    results: list[dict[str, Any]] = []
+    for name in options.shapes:
+        results += measure_shape(name, options, console, copied)
+        if options.json:
+            facts = conditions() | {"copy_bytes_per_s": copied, "nominal_bytes_per_s": nominal_bandwidth()}
+            write_json(options.json, {"conditions": facts, "results": results})
+    show(results, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""How the tokens of a step attend on a GPU: in tiles, through the block table, in one launch for each kind of tile.
+
+A tile is some consecutive tokens of one sequence. All keys and values of the step are kept first, so a tile finds its
+whole context, its own tokens included, in the pool. Legend: S networks of a stack, Q query heads, H key-value heads,
+N tokens of a step, B sequences, C blocks of the longest, T tiles, D head width.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cong.config.engine import KernelChoice
+from cong.engine.pool import LayerPool, Options, Places
+from cong.errors import KernelUnavailable
+
+logger = logging.getLogger(__name__)
+
+Numbers = NDArray[np.int64]
+
+_KEYS = 64
+"""Positions of a context that a tile looks at together."""
+_PROMPT_TOKENS = 16
+"""Tokens of a tile of a prompt; each is as many rows of a product as query heads share a key-value head."""
+_MIN_ROWS = 16
+"""Rows of the smallest matrix product."""
+_NUM_PROGRAMS = 512
+"""Programs of a launch that keep a large GPU busy; with fewer, each context is split."""
+_MAX_SPLITS = 16
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of one kind."""
+
+    rows_T: Tensor
+    """The first of each tile's rows in the step."""
+    counts_T: Tensor
+    """Its tokens."""
+    positions_T: Tensor
+    """The position of its first token in its sequence."""
+    sequences_T: Tensor
+    """The row of its sequence in the block table."""
+    are_single: bool
+    """Whether every tile is one token: its context may be split over several programs."""
+
+
+@dataclass(frozen=True)
+class TiledLayout:
+    """Where the tokens of a step are kept and what they look at."""
+
+    table_BC: Tensor
+    """Places of each sequence's blocks."""
+    sequences_N: Tensor
+    positions_N: Tensor
+    kinds: tuple[Tiles, ...]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
+        """Keep the step's keys and values, then attend: [S, Q, N, D] of query to [S, N, Q, D]."""
+        from cong.engine.tile_kernels import keep_kernel
+
+        query, key, value = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (query, key, value))
+        num_networks, num_heads, num_rows, key_width = key.shape
+        value_width = value.shape[3]
+        keep_kernel[(num_rows, num_networks * num_heads)](
+            key,
+            value,
+            pool.keys,
+            pool.values,
+            self.table_BC,
+            self.sequences_N,
+            self.positions_N,
+            num_heads,
+            *key.stride()[:3],
+            *value.stride()[:3],
+            self.table_BC.stride(0),
+            PAGE=pool.block_size,
+            KEY_WIDTH=key_width,
+            VALUE_WIDTH=value_width,
+            WIDTH=_padded(max(key_width, value_width)),
+        )
+        out = query.new_empty(num_networks, num_rows, query.shape[1], value_width)
+        for tiles in self.kinds:
+            self._attend_tiles(tiles, query, pool, options, out)
+        return out
+
+    def _attend_tiles(self, tiles: Tiles, query: Tensor, pool: LayerPool, options: Options, out: Tensor) -> None:
+        from cong.engine.tile_kernels import attend_kernel, join_kernel
+
+        num_networks, num_query_heads, num_rows, key_width = query.shape
+        num_heads = pool.keys.shape[1] // num_networks
+        group = num_query_heads // num_heads
+        value_width, num_tiles = out.shape[3], len(tiles.rows_T)
+        num_splits = _num_splits(num_tiles * num_networks * num_heads) if tiles.are_single else 1
+        num_tokens = max(_MIN_ROWS // _power_of_two(group), 1) if tiles.are_single else _PROMPT_TOKENS
+        parts: Any = (out, out, out)
+        if num_splits > 1:
+            shape = (num_networks, num_rows, num_query_heads, num_splits)
+            parts = (
+                out.new_empty(*shape, value_width, dtype=torch.float32),
+                out.new_empty(shape, dtype=torch.float32),
+                out.new_empty(shape, dtype=torch.float32),
+            )
+        attend_kernel[(num_tiles, num_networks * num_heads, num_splits)](
+            query,
+            pool.keys,
+            pool.values,
+            out,
+            *parts,
+            self.table_BC,
+            tiles.rows_T,
+            tiles.counts_T,
+            tiles.positions_T,
+            tiles.sequences_T,
+            num_heads,
+            num_rows,
+            *query.stride()[:3],
+            self.table_BC.stride(0),
+            options.scaling,
+            options.softcap or 0.0,
+            options.window or 0,
+            PAGE=pool.block_size,
+            GROUP=group,
+            GROUP_PADDED=_power_of_two(group),
+            TOKENS=num_tokens,
+            KEYS=_KEYS,
+            KEY_WIDTH=key_width,
+            KEY_WIDTH_PADDED=_padded(key_width),
+            VALUE_WIDTH=value_width,
+            VALUE_WIDTH_PADDED=_padded(value_width),
+            HAS_SOFTCAP=options.softcap is not None,
+            HAS_WINDOW=options.window is not None,
+            SPLITS=num_splits,
+            num_warps=8 if num_tokens * _power_of_two(group) * _padded(key_width) > 64 * 128 else 4,
+        )
+        if num_splits > 1:
+            join_kernel[(num_tiles, num_networks * num_query_heads)](
+                out,
+                *parts,
+                tiles.rows_T,
+                num_rows,
+                num_query_heads,
+                VALUE_WIDTH=value_width,
+                VALUE_WIDTH_PADDED=_padded(value_width),
+                SPLITS=num_splits,
+            )
+
+
+def has_tiles(choice: KernelChoice, device: torch.device) -> bool:
+    """Whether the step attends in tiles: on a GPU, where triton is installed."""
+    if choice == "torch" or device.type != "cuda":
+        return False
+    if importlib.util.find_spec("triton") is not None:
+        return True
+    missing = "triton is not installed; install it as torch for CUDA brings it, or set engine.kernel to torch"
+    if choice == "compiled":
+        raise KernelUnavailable(missing)
+    logger.warning("attention runs in torch alone, which is slower: %s", missing)
+    return False
+
+
+def lay_out_tiles(
+    places: Places, positions: Ordered[int], counts: Ordered[int], num_single: int, device: torch.device
+) -> TiledLayout:
+    """Tiles of chunks: each one's places, the position of its first token, its tokens; those of one token first."""
+    sequences_N = np.repeat(np.arange(len(counts)), counts)
+    positions_N = np.concatenate([np.arange(p, p + n) for p, n in zip(positions, counts, strict=True)])
+    single = np.arange(num_single)
+    tiles = [(single, np.ones_like(single), np.array(positions[:num_single], dtype=np.int64), single)]
+    tiles.append(_cut(positions[num_single:], counts[num_single:], num_single))
+    moved = iter(_to_device([places.ravel(), sequences_N, positions_N, *(a for kind in tiles for a in kind)], device))
+    table_BC = next(moved).view(places.shape)
+    sequences, first = next(moved), next(moved)
+    kinds = [Tiles(next(moved), next(moved), next(moved), next(moved), are_single=n == 0) for n in (0, 1)]
+    return TiledLayout(table_BC, sequences, first, tuple(kind for kind in kinds if len(kind.rows_T)))
+
+
+def _cut(positions: Ordered[int], counts: Ordered[int], row: int) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """Longer chunks in tiles: rows, tokens, positions, sequences."""
+    cut: list[tuple[int, int, int, int]] = []
+    for sequence, (position, count) in enumerate(zip(positions, counts, strict=True), start=row):
+        for start in range(0, count, _PROMPT_TOKENS):
+            cut.append((row + start, min(_PROMPT_TOKENS, count - start), position + start, sequence))
+        row += count
+    rows, tokens, firsts, sequences = np.array(cut, dtype=np.int64).reshape(-1, 4).T
+    return rows, tokens, firsts, sequences
+
+
+def _to_device(arrays: Ordered[Numbers], device: torch.device) -> Iterator[Tensor]:
+    """All arrays in one transfer."""
+    packed = torch.from_numpy(np.concatenate(arrays).astype(np.int32))
+    if device.type == "cuda":
+        packed = packed.pin_memory()
+    return iter(torch.split(packed.to(device, non_blocking=True), [len(array) for array in arrays]))
+
+
+def _num_splits(num_programs: int) -> int:
+    """Shares that a context is split into so that so many programs keep the GPU busy; a power of two."""
+    return min(_power_of_two(-(-_NUM_PROGRAMS // num_programs)), _MAX_SPLITS)
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def _padded(width: int) -> int:
+    """Width of a product's operand."""
+    return max(_power_of_two(width), _MIN_ROWS)

@@ -1,0 +1,113 @@
+"""Attention in tiles and the head sets' kernel, by Triton's interpreter where there is no GPU, against plain torch."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from cong.config.engine import EngineConfig
+from cong.decoding import find_heads
+from cong.engine.attention import attend_dense
+from cong.engine.captured import graph_sizes
+from cong.engine.heads import HEAD_WIDTH, find_heads_on_gpu
+from cong.engine.pool import LayerPool, Options, places_of
+from cong.engine.tiles import TiledLayout, has_tiles, lay_out_tiles
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+SIXTEEN_BIT = torch.bfloat16 if HAS_GPU else torch.float16
+"""The interpreter computes nothing sensible in bfloat16."""
+STARTS, COUNTS, NUM_SINGLE = [0, 3, 4, 22, 69, 0, 5, 30], [1, 1, 1, 1, 1, 20, 7, 33], 5
+"""Five sequences that decode, then a prompt and two that go on with theirs."""
+SIZE = 4
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def tables() -> list[list[int]]:
+    """Blocks in no order."""
+    free = [int(block) for block in np.random.default_rng(0).permutation(120)]
+    return [
+        [free.pop() for _ in range(-(-(start + count) // SIZE))] for start, count in zip(STARTS, COUNTS, strict=True)
+    ]
+
+
+def layout(blocks: list[list[int]]) -> TiledLayout:
+    return lay_out_tiles(places_of(blocks), STARTS, COUNTS, NUM_SINGLE, DEVICE)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("options", "group", "widths", "dtype"),
+    [
+        (Options(0.3, None, None), 7, (64, 64), torch.float32),
+        (Options(0.2, 7, None), 3, (20, 12), torch.float32),
+        (Options(0.5, None, 3.0), 1, (16, 16), torch.float32),
+        (Options(0.3, 7, None), 3, (20, 12), SIXTEEN_BIT),
+    ],
+)
+def test_tiles_attend_as_plain_attention_does(
+    options: Options, group: int, widths: tuple[int, int], dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    num_networks, own_heads, num_rows = 2, 2, sum(COUNTS)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+
+    pool = LayerPool(*(random(121, num_networks * own_heads, SIZE, width) for width in widths))
+    query, key, value = (
+        random(num_networks, num_rows, heads, width).transpose(1, 2)  # as models hand them over
+        for heads, width in ((own_heads * group, widths[0]), (own_heads, widths[0]), (own_heads, widths[1]))
+    )
+    blocks = tables()
+    ours = layout(blocks).attend(query, key, value, pool, options)
+    row = 0
+    for places, start, count in zip(blocks, STARTS, COUNTS, strict=True):
+        rows, length = slice(row, row + count), start + count
+        context = [
+            part[torch.tensor(places) + 1]
+            .transpose(0, 1)
+            .flatten(1, 2)[:, :length]
+            .view(num_networks, own_heads, length, -1)
+            for part in (pool.keys, pool.values)
+        ]
+        assert torch.equal(context[0][:, :, start:], key[:, :, rows]), "the step's keys are kept"
+        theirs = attend_dense(query[:, :, rows].float(), context[0].float(), context[1].float(), options)
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(ours[:, rows].float(), theirs.transpose(1, 2), rtol=tolerance, atol=tolerance)
+        row += count
+
+
+@needs_triton
+@pytest.mark.parametrize(("num_networks", "dtype"), [(1, SIXTEEN_BIT), (2, torch.float32), (3, torch.float32)])
+def test_the_kernel_finds_the_head_sets(num_networks: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(num_networks)
+    # A slice of wider rows, longer than one tile; the last row's head set does not fit.
+    logits = tuple(
+        (4.0 * torch.randn(6, 9000, generator=generator)).to(DEVICE, dtype)[:, :8999] for _ in range(num_networks)
+    )
+    log_lambda = torch.tensor([0.1, 0.5, 1.0, 0.01, 0.001, 1e-9], device=DEVICE).log()
+    ours = find_heads_on_gpu(logits, log_lambda)
+    theirs = find_heads(logits, log_lambda, HEAD_WIDTH)
+    assert torch.equal(ours.sizes_B, theirs.sizes_B)
+    assert ours.sizes_B[-1] > HEAD_WIDTH
+    assert torch.equal(ours.ids_BH, theirs.ids_BH)
+    torch.testing.assert_close(ours.logprobs_KBH, theirs.logprobs_KBH, rtol=1e-5, atol=1e-5)
+
+
+def test_graphs_come_in_sizes_that_hold_every_step_with_few_rows_in_vain() -> None:
+    for max_rows in (1, 2, 3, 64, 100, 256, 1000):
+        sizes = graph_sizes(max_rows)
+        assert list(sizes) == sorted(set(sizes))
+        assert sizes[-1] >= max_rows
+        for rows in range(1, max_rows + 1):
+            chosen = next(size for size in sizes if size >= rows)
+            assert chosen - rows < max(rows, 64)
+
+
+def test_a_cpu_has_no_tiles_and_torch_alone_can_be_asked_for() -> None:
+    assert not has_tiles("auto", torch.device("cpu"))
+    assert not has_tiles("torch", torch.device("cuda"))
+    assert EngineConfig().captures_graphs
