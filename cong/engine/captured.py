@@ -35,6 +35,9 @@ class CapturedDecoding:
         self._table = torch.full((largest, max_blocks), NULL_BLOCK, dtype=torch.int32, device=device)
         self._numbers = torch.empty(largest * (max_blocks + 4), dtype=torch.int32, device=device)
         self._staged = torch.empty(self._numbers.shape, dtype=torch.int32).pin_memory()
+        # Graphs hold addresses, not tensors: whatever they read lives as long as they do.
+        self._rows = torch.arange(largest, dtype=torch.int32, device=device)
+        self._ones = torch.ones_like(self._rows)
         self._is_staged = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._logits: tuple[Tensor, ...] = ()
@@ -49,11 +52,9 @@ class CapturedDecoding:
     def _capture(self, run: Run, device: torch.device) -> None:
         """Largest first, so that the others fit into its memory."""
         pool: Any = None
-        row_N = torch.arange(self.max_rows, dtype=torch.int32, device=device)
-        one_N = torch.ones_like(row_N)
         for size in reversed(self._sizes):
-            ids, positions, rows = self._token_ids[:size], self._positions[:size], row_N[:size]
-            tiles = Tiles(rows, one_N[:size], positions, rows, are_single=True)
+            ids, positions, rows = self._token_ids[:size], self._positions[:size], self._rows[:size]
+            tiles = Tiles(rows, self._ones[:size], positions, rows, are_single=True)
             layout = TiledLayout(self._table[:size], rows, positions, (tiles,))
             side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream(device))
