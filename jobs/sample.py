@@ -217,6 +217,11 @@ def report(tally: Tally, failures: Failures) -> int:
         f"{tally.num_done} prompts done ({tally.num_samples} samples, {tally.num_duplicates} of them were in the "
         f"stream; {tally.num_tokens} tokens), {tally.num_known} were done before, {num_failed} given up"
     )
+    if tally.num_shared:
+        print(
+            f"prompts with the tokens of another one: {tally.num_shared}; they have its samples, which are in the "
+            "stream once, under the id that came first"
+        )
     if num_failed:
         print(f"what was given up, and why: {failures.path}; the next run tries again")
     if tally.stopped:

@@ -5,7 +5,7 @@ On this machine, without Ray, or from a service at an address.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cong.schemas import SampleRecord
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_NUM_SHOWN = 5
 
 
 def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "PromptSource") -> int:
@@ -43,17 +45,37 @@ def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "Prom
         SampleRequest(prompt=prompt, parameters=config.sampling, num_samples=arguments.num_samples)
         for prompt in prompts
     ]
-    keys = {key for request in requests for key in engine.keys(request)}
+    of_keys: dict[tuple[str, ...], SampleRequest] = {}
+    shared: list[tuple[str, str]] = []
+    for request in requests:
+        first = of_keys.setdefault(engine.keys(request), request)
+        if first is not request:
+            shared.append((request.prompt.prompt_id, first.prompt.prompt_id))
+    keys = {key for of_prompt in of_keys for key in of_prompt}
     num_written = 0
     with _open_sink(config, arguments) as sink, progress("sampling", unit="samples") as bar:
         known = sink.known(keys)
         bar.show(missing=len(keys - known))
-        for record in engine.generate(requests, known):
+        for record in engine.generate(of_keys.values(), known):
             sink.write(record)
             num_written += 1
             bar.advance(tokens=engine.stats().num_drawn_tokens)
     print(f"{sink.name}: {num_written} samples written, {len(known)} were there", file=sys.stderr)
+    _tell_shared(shared)
     return 0
+
+
+def _tell_shared(shared: Sequence[tuple[str, str]]) -> None:
+    """Prompts that were not sampled, because another one asks the same."""
+    if not shared:
+        return
+    named = ", ".join(f"{own!r} those of {first!r}" for own, first in shared[:_NUM_SHOWN] if own != first)
+    rest = f": {named}{' and so on' if len(shared) > _NUM_SHOWN else ''}" if named else ""
+    print(
+        f"prompts with the tokens of one before them: {len(shared)}; they have its samples, which are kept once, under "
+        f"the first id{rest}",
+        file=sys.stderr,
+    )
 
 
 class _Sink(Protocol):

@@ -105,6 +105,12 @@ def _tell(name: str, tally: Tally, given_up: list[GivenUp]) -> None:
         f"{name}: {tally.num_samples} samples of {tally.num_done} prompts, {tally.num_known} were there",
         file=sys.stderr,
     )
+    if tally.num_shared:
+        print(
+            f"prompts with the tokens of another one: {tally.num_shared}; they have its samples, which are kept once, "
+            "under the id that came first",
+            file=sys.stderr,
+        )
     for failure in given_up[:_NUM_SHOWN]:
         print(f"  {failure.prompt.prompt_id}: {failure.error}: {failure.reason}", file=sys.stderr)
     if len(given_up) > _NUM_SHOWN:

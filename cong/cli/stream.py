@@ -332,8 +332,11 @@ def _export(arguments: argparse.Namespace) -> int:
             other, ReadSettings(filter=SampleFilter(kinds=("plain",)), on_damage=settings.on_damage)
         )
     reader = StreamReader(store, settings)
-    facts = export(reader, arguments.target, arguments.form, getattr(arguments, "as"), rejected, arguments.licence)
-    print(f"read {facts.num_records:,} records, wrote {arguments.target}")
+    done = export(reader, arguments.target, arguments.form, getattr(arguments, "as"), rejected, arguments.licence)
+    print(f"read {done.facts.num_records:,} records, wrote {done.num_rows:,} rows to {arguments.target}")
+    if done.num_rows < done.facts.num_records:
+        num_alone = done.facts.num_records - done.num_rows
+        print(f"{num_alone:,} contrastive samples have no plain one of the same prompt, and are left out")
     _note_skipped(reader.cursor)
     return 0
 

@@ -66,6 +66,8 @@ class Tally:
     num_duplicates: int = 0
     """Of the samples: the service had them already."""
     num_tokens: int = 0
+    num_shared: int = 0
+    """Asked what a prompt before them asks: equal tokens have the same samples, kept under the id of the first."""
     num_cut_off: int = 0
     """Were in flight when the time to finish them was over."""
     stopped: str = ""
@@ -110,6 +112,8 @@ class Bulk:
         self._settled = settled
         self._seen: set[str] = set()
         """Asked for in this run and not done: in flight or given up."""
+        self._met: set[int] = set()
+        """Hashes of all units met in this run."""
         self._num_failures_in_a_row = 0
         self._stopping = asyncio.Event()
         self._error: BaseException | None = None
@@ -155,6 +159,8 @@ class Bulk:
 
     async def _settle(self, prompt: Prompt) -> None:
         ask, unit = self._ask, self._units.of(prompt)
+        self.tally.num_shared += hash(unit) in self._met
+        self._met.add(hash(unit))
         if unit in self._seen or unit in self._done:
             self.tally.num_known += 1
             return
@@ -188,6 +194,7 @@ class Bulk:
         self.tally.num_done += 1
         self.tally.num_samples += len(reply.samples)
         self.tally.num_duplicates += sum(sample.is_duplicate for sample in reply.samples)
+        self.tally.num_shared += any(s.record.prompt.prompt_id != prompt.prompt_id for s in reply.samples)
         self.tally.num_tokens += sum(len(sample.record.completion_token_ids) for sample in reply.samples)
 
     def _problem(self, reply: SampleReply) -> str:

@@ -4,11 +4,13 @@ As one JSONL or Parquet file, or as a folder for `datasets` with a card. A targe
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ import pyarrow.parquet as pq
 from cong.errors import StreamError
 from cong.stream.card import CardFacts, dataset_card
 from cong.stream.cursor import Draw
+from cong.stream.names import Lane
 from cong.stream.reader import StreamReader
 from cong.stream.statistics import COLUMNS as FACT_COLUMNS
 from cong.stream.statistics import SampleFacts
@@ -26,13 +29,22 @@ from cong.stream.statistics import SampleFacts
 Form = Literal["prompt-completion", "messages", "preference"]
 Container = Literal["jsonl", "parquet", "dataset"]
 
-_TEXT_COLUMNS = ("key", "prompt_id", "prompt_text", "prompt_messages", "completion_text")
+_PROMPT_COLUMNS = ("prompt_id", "prompt_text", "prompt_messages")
+_TEXT_COLUMNS = ("key", *_PROMPT_COLUMNS, "completion_text")
 _ROWS_AT_ONCE = 1024
 _ROWS_PER_SHARD = 100_000
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was read, and how many rows became of it."""
+
+    facts: SampleFacts
+    num_rows: int
 
 
 def export(
@@ -42,8 +54,11 @@ def export(
     container: Container,
     rejected: StreamReader | None = None,
     licence: str = "",
-) -> SampleFacts:
-    """Write what a reader hands out; `rejected` gives the other side of a preference, joined by prompt id."""
+) -> Exported:
+    """Write what a reader hands out; `rejected` gives the other side of a preference, joined by prompt id.
+
+    Prompts of the same text share their samples, which bear the id of one of them, so the text joins where ids do not.
+    """
     if (form == "preference") != (rejected is not None):
         raise StreamError("a preference export needs a reader of rejected samples, and no other export takes one")
     if target.exists():
@@ -73,7 +88,7 @@ def export(
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             temporary.unlink()
         raise
-    return facts
+    return Exported(facts, num_rows)
 
 
 def _with_first(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
@@ -83,47 +98,63 @@ def _with_first(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
 
 def _rows(reader: StreamReader, form: Form, rejected: StreamReader | None, facts: SampleFacts) -> Iterator[Row]:
     columns = sorted({*_TEXT_COLUMNS, *FACT_COLUMNS})
-    others = _places_by_prompt(rejected) if rejected is not None else {}
+    others = _Others(rejected) if rejected is not None else None
     for table, _ in reader.tables(_ROWS_AT_ONCE, columns):
         facts.add(table)
         items = table.select(list(_TEXT_COLUMNS)).to_pylist()
-        if rejected is None:
+        if others is None:
             yield from (_single(item, form) for item in items)
         else:
-            yield from _pairs(items, others, rejected)
+            yield from others.pairs(items)
 
 
-def _places_by_prompt(reader: StreamReader) -> dict[str, list[tuple[Any, int]]]:
-    """Where the rejected samples of each prompt lie, first in the stream first; their texts stay in the stream."""
-    places: dict[str, list[tuple[Any, int]]] = {}
-    while (drawn := reader.draw(_ROWS_AT_ONCE)) is not None:
-        prompts = reader.fetch(drawn, ["prompt_id"]).column("prompt_id").to_pylist()
-        for prompt, number, row in zip(prompts, drawn.lane_numbers.tolist(), drawn.rows.tolist(), strict=True):
-            places.setdefault(prompt, []).append((drawn.lanes[number], row))
-    for found in places.values():
-        found.reverse()
-    return places
+class _Others:
+    """The rejected samples of each prompt, first in the stream first; their texts stay in the stream."""
+
+    def __init__(self, reader: StreamReader) -> None:
+        self._reader = reader
+        self._places: dict[str, list[tuple[Lane, int]]] = {}
+        self._ids: dict[bytes, str] = {}
+        """The id that a text has here."""
+        while (drawn := reader.draw(_ROWS_AT_ONCE)) is not None:
+            items = reader.fetch(drawn, _PROMPT_COLUMNS).to_pylist()
+            for item, number, row in zip(items, drawn.lane_numbers.tolist(), drawn.rows.tolist(), strict=True):
+                self._places.setdefault(item["prompt_id"], []).append((drawn.lanes[number], row))
+                self._ids.setdefault(_text_digest(item), item["prompt_id"])
+        for found in self._places.values():
+            found.reverse()
+
+    def _next(self, item: Row) -> tuple[Lane, int] | None:
+        """The next unused one for a chosen sample."""
+        prompt_id = item["prompt_id"]
+        if prompt_id not in self._places:
+            prompt_id = self._ids.get(_text_digest(item), prompt_id)
+        return self._places[prompt_id].pop() if self._places.get(prompt_id) else None
+
+    def pairs(self, items: list[Row]) -> Iterator[Row]:
+        """Each chosen sample with its rejected one; a prompt without one is left out."""
+        matched = [(item, place) for item in items if (place := self._next(item)) is not None]
+        if not matched:
+            return
+        lanes = sorted({lane for _, (lane, _) in matched})
+        numbers = np.array([lanes.index(lane) for _, (lane, _) in matched], dtype=np.int64)
+        rows = np.array([row for _, (_, row) in matched], dtype=np.int64)
+        table = self._reader.fetch(Draw(tuple(lanes), numbers, rows, self._reader.cursor), _TEXT_COLUMNS)
+        for (chosen, _), other in zip(matched, table.to_pylist(), strict=True):
+            better, worse = _single(chosen, "prompt-completion"), _single(other, "prompt-completion")
+            yield {
+                "prompt": better["prompt"],
+                "chosen": better["completion"],
+                "rejected": worse["completion"],
+                "prompt_id": chosen["prompt_id"],
+                "chosen_key": chosen["key"],
+                "rejected_key": other["key"],
+            }
 
 
-def _pairs(items: list[Row], others: dict[str, list[tuple[Any, int]]], rejected: StreamReader) -> Iterator[Row]:
-    """The next unused rejected sample of the same prompt for each chosen one; a prompt without one is left out."""
-    matched = [(item, others[item["prompt_id"]].pop()) for item in items if others.get(item["prompt_id"])]
-    if not matched:
-        return
-    lanes = sorted({lane for _, (lane, _) in matched})
-    numbers = np.array([lanes.index(lane) for _, (lane, _) in matched], dtype=np.int64)
-    rows = np.array([row for _, (_, row) in matched], dtype=np.int64)
-    table = rejected.fetch(Draw(tuple(lanes), numbers, rows, rejected.cursor), _TEXT_COLUMNS)
-    for (chosen, _), other in zip(matched, table.to_pylist(), strict=True):
-        better, worse = _single(chosen, "prompt-completion"), _single(other, "prompt-completion")
-        yield {
-            "prompt": better["prompt"],
-            "chosen": better["completion"],
-            "rejected": worse["completion"],
-            "prompt_id": chosen["prompt_id"],
-            "chosen_key": chosen["key"],
-            "rejected_key": other["key"],
-        }
+def _text_digest(item: Row) -> bytes:
+    content = json.dumps([item["prompt_text"], item["prompt_messages"]])
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 
 def _single(item: Row, form: Form) -> Row:

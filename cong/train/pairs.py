@@ -165,14 +165,27 @@ def join_pairs(
 ) -> Pairs:
     """Pairs of samples with the same prompt id and sample index, in the order of these, however the streams lie.
 
-    Of several candidates for one side the one with the lowest key is taken. Everything left out is counted.
+    Where there is no such id on the other side, a sample of the same tokens and index is as good: prompts with equal
+    tokens have the same samples, which lie in a stream under the id of the one that came first. Of several candidates
+    for one side the one with the lowest key is taken. Everything left out is counted.
     """
     counts: Counter[str] = Counter()
     better = _by_place(chosen, "chosen", counts, cache_dir)
     worse = _by_place(rejected, "rejected", counts, cache_dir)
+    by_tokens: dict[tuple[bytes, int], _Place] = {}
+    for place in sorted(worse):
+        by_tokens.setdefault((worse[place].prompt_ids.tobytes(), place[1]), place)
+    used: set[_Place] = set()
     examples = []
     for place in sorted(better):
-        good, bad = better[place], worse.get(place)
+        good = better[place]
+        partner: _Place | None = place
+        if place not in worse:
+            partner = by_tokens.get((good.prompt_ids.tobytes(), place[1]))
+            counts["pairs_of_other_ids"] += partner is not None
+        bad = None if partner is None else worse[partner]
+        if partner is not None:
+            used.add(partner)
         if bad is None:
             counts["chosen_without_rejected"] += 1
         elif not np.array_equal(good.prompt_ids, bad.prompt_ids):
@@ -182,7 +195,7 @@ def join_pairs(
         else:
             key = f"{good.key}/{bad.key}"
             examples.append(Example(key, place[0], good.prompt_ids, (good.response, bad.response)))
-    counts["rejected_without_chosen"] += sum(place not in better for place in worse)
+    counts["rejected_without_chosen"] += sum(place not in used for place in worse)
     counts["pairs"] = len(examples)
     return Pairs(examples, {name: number for name, number in counts.items() if number})
 

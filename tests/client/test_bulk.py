@@ -147,6 +147,21 @@ def test_a_prompt_that_stands_there_twice_is_asked_once() -> None:
     run = Run(good)
     tally = run(twice)
     assert (tally.num_done, tally.num_known, len(run.requests)) == (5, 5, 5)
+    assert tally.num_shared == 5
+
+
+def test_samples_that_are_kept_under_another_id_are_told() -> None:
+    run = Run(good)
+    assert run(prompts(range(5))).num_shared == 0
+
+    def stored(request: httpx.Request) -> httpx.Response:
+        first = json.loads(good(request).content)
+        for sample in first["samples"]:
+            sample["record"]["prompt"]["prompt_id"] = "first"
+        return httpx.Response(200, json=first)
+
+    tally = Run(stored)(prompts(range(5)))
+    assert (tally.num_done, tally.num_shared) == (5, 5)
 
 
 def test_parameters_are_sent_whole() -> None:

@@ -63,6 +63,21 @@ def test_a_second_run_makes_only_what_is_missing(world: World, tmp_path: Path, p
     assert len(samples(tmp_path)) == 24
 
 
+def test_prompts_of_equal_tokens_are_sampled_once_and_that_is_told(
+    world: World, tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with prompts.open("a") as file:
+        file.write(json.dumps({"prompt": "say b", "prompt_id": "again"}) + "\n")
+    assert run(world, tmp_path, "--num-samples", "2") == 0
+    told = capsys.readouterr().err
+    assert "16 samples written" in told
+    assert "prompts with the tokens of one before them: 1" in told
+    assert "'again' those of 'p1'" in told
+    assert {record.prompt.prompt_id for record in samples(tmp_path)} == {f"p{i}" for i in range(8)}
+    assert run(world, tmp_path, "--num-samples", "2") == 0
+    assert "'again' those of 'p1'" in capsys.readouterr().err
+
+
 def test_a_file_of_something_else_is_not_touched(world: World, tmp_path: Path, prompts: Path) -> None:
     out = tmp_path / "samples.jsonl"
     out.write_text('{"a": 1}\n{"b": 2}\n')

@@ -134,6 +134,24 @@ def test_preferences_are_joined_by_prompt(location: str, tmp_path: Path, capsys:
     assert "10 rows of form `preference`" in card
 
 
+def test_an_export_says_what_has_no_partner_and_finds_one_under_another_id(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "stream")
+    other = synthetic_record(1, is_plain=True)
+    other = other.model_copy(update={"prompt": other.prompt.model_copy(update={"prompt_id": "twin"})})
+    with StreamWriter(open_store(path), writer_id="w") as writer:
+        writer.append_many([*map(cached_record, range(3)), synthetic_record(0, is_plain=True), other])
+    told = run(capsys, "export", path, str(tmp_path / "pairs.jsonl"), "--form", "preference")
+    assert "read 3 records, wrote 2 rows" in told
+    assert "1 contrastive samples have no plain one of the same prompt, and are left out" in told
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert [(row["chosen_key"], row["rejected_key"]) for row in rows] == [
+        (cached_record(0).key, synthetic_record(0, is_plain=True).key),
+        (cached_record(1).key, other.key),
+    ]
+
+
 def test_an_export_never_overwrites_and_leaves_nothing_half_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

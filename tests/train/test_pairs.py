@@ -101,6 +101,24 @@ def test_missing_duplicate_and_equal_partners_are_counted(tmp_path: Path) -> Non
     assert pairs.examples[1].key.startswith(lowest)
 
 
+def test_samples_of_equal_tokens_are_a_pair_whatever_their_prompts_are_called(tmp_path: Path) -> None:
+    """A file names prompt 3 twice. Which of the names a stream keeps depends on who came first."""
+
+    def named(record: SampleRecord, prompt_id: str) -> SampleRecord:
+        return record.model_copy(update={"prompt": record.prompt.model_copy(update={"prompt_id": prompt_id})})
+
+    good = [sample(number) for number in range(6)]
+    bad = [sample(number, is_plain=True) for number in range(6)]
+    write_samples(tmp_path / "chosen", good)
+    write_samples(tmp_path / "rejected", [*bad[:3], named(bad[3], "twin"), *bad[4:]])
+    pairs = joined(tmp_path / "chosen", tmp_path / "rejected")
+    assert pairs.counts == {"chosen_read": 6, "rejected_read": 6, "pairs_of_other_ids": 1, "pairs": 6}
+    assert [example.key for example in pairs.examples] == [f"{a.key}/{b.key}" for a, b in zip(good, bad, strict=True)]
+    # A sample of another index is another question.
+    write_samples(tmp_path / "other", [*good[:5], named(sample(5, sample_index=1), "p-x")])
+    assert joined(tmp_path / "other", tmp_path / "rejected").counts["chosen_without_rejected"] == 1
+
+
 def _answer(record: SampleRecord) -> dict[str, Any]:
     length = len(record.completion_token_ids)
     return {
