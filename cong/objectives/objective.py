@@ -67,7 +67,8 @@ class Mean:
     def of(values: Tensor) -> "Mean":
         """The mean over all entries of a tensor, which may be empty."""
         detached = values.detach().float()
-        return Mean(detached.sum(), torch.tensor(float(values.numel()), device=values.device))
+        # Filled on the device: a number sent there would wait for all that it still computes.
+        return Mean(detached.sum(), torch.full((), float(values.numel()), device=values.device))
 
 
 @dataclass(frozen=True)

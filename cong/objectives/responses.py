@@ -70,14 +70,13 @@ class ResponseTokens:
         """Sum over units of the losses of tokens; a response counts with the mean over its tokens."""
         if unit == "tokens":
             return losses_N.sum()
-        lengths_S = torch.tensor(self.lengths, device=losses_N.device).clamp(min=1)
+        lengths_S = _on(losses_N.device, self.lengths).clamp(min=1)
         return (self.sequence_sums(losses_N) / lengths_S).sum()
 
     def chosen_and_rejected(self, values_S: Tensor) -> tuple[Tensor, Tensor]:
         """The values [P] of the chosen and of the rejected response of every pair."""
-        chosen = [pair[0] for pair in self.pairs]
-        rejected = [pair[1] for pair in self.pairs]
-        return values_S[chosen], values_S[rejected]
+        places_2P = _on(values_S.device, [pair[side] for side in (0, 1) for pair in self.pairs]).view(2, -1)
+        return values_S[places_2P[0]], values_S[places_2P[1]]
 
     def frozen_logprobs(self, network: FrozenNetwork) -> Tensor:
         """Log-probabilities [N] under a frozen network, which must have been given."""
@@ -88,12 +87,17 @@ class ResponseTokens:
         """The same batch on another device."""
         return replace(
             self,
-            token_ids_N=self.token_ids_N.to(device),
-            positions_N=self.positions_N.to(device),
-            frozen={network: logprobs_N.to(device) for network, logprobs_N in self.frozen.items()},
+            token_ids_N=self.token_ids_N.to(device, non_blocking=True),
+            positions_N=self.positions_N.to(device, non_blocking=True),
+            frozen={network: logprobs_N.to(device, non_blocking=True) for network, logprobs_N in self.frozen.items()},
             weak_logprobs_NV=None if self.weak_logprobs_NV is None else self.weak_logprobs_NV.to(device),
             pair_weights_P=None if self.pair_weights_P is None else self.pair_weights_P.to(device),
         )
+
+
+def _on(device: torch.device, numbers: Sequence[int]) -> Tensor:
+    """Whole numbers on a device, sent without waiting for what it still computes."""
+    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def response_tokens(

@@ -66,8 +66,8 @@ class MicroBatch:
         """The same batch on another device."""
         return replace(
             self,
-            token_ids_BT=self.token_ids_BT.to(device),
-            position_ids_BT=self.position_ids_BT.to(device),
+            token_ids_BT=self.token_ids_BT.to(device, non_blocking=True),
+            position_ids_BT=self.position_ids_BT.to(device, non_blocking=True),
             layout=None if self.layout is None else self.layout.to(device),
             responses=self.responses.to(device),
         )

@@ -3,6 +3,7 @@
 Knows no method, no files, no trackers and no ranks: those are collaborators. Legend: N response tokens, V vocabulary.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -99,19 +100,20 @@ def train_step(
     """One optimiser step over all its micro-batches."""
     started_s = time.perf_counter()
     shares = []
-    last = len(batch.micro_batches) - 1
-    for number, micro_batch in enumerate(batch.micro_batches if batch.num_units else ()):
-        share = loss_share(backend.logits, objective, micro_batch.to(backend.device), progress.share)
+    # All are sent before the first is computed: later ones would wait for it.
+    micro_batches = [each.to(backend.device) for each in batch.micro_batches] if batch.num_units else []
+    for number, micro_batch in enumerate(micro_batches):
+        share = loss_share(backend.logits, objective, micro_batch, progress.share)
         loss = share.loss(batch.num_units, backend.num_averaged(len(batch.micro_batches)))
-        backend.backward(loss, is_last=number == last)
+        backend.backward(loss, is_last=number == len(micro_batches) - 1)
         shares.append(LossShare(share.loss_sum.detach(), share.metrics))
     loss_value, metrics = total_of(backend, shares, batch.num_units)
-    if not torch.isfinite(torch.tensor(loss_value)):
+    if not math.isfinite(loss_value):
         raise CongError(
             f"training diverged: the loss is {loss_value} at step {progress.step + 1}; lower the learning rate"
         )
     grad_norm = backend.step(learning_rate) if batch.num_units else 0.0
-    if not torch.isfinite(torch.tensor(grad_norm)):
+    if not math.isfinite(grad_norm):
         raise CongError(
             f"training diverged: the gradients' norm is {grad_norm} at step {progress.step + 1}; lower the learning "
             "rate and resume from the last checkpoint"

@@ -1,9 +1,9 @@
 """Sequences behind one another in one row, each seeing itself alone: the attention function, and where they lie.
 
-A packed row costs its own sequences: attention is computed in groups of sequences of similar length, none of which
-sees another. Registered under a name of its own; networks whose attention it cannot compute are found by comparing
-(`check.py`). Legend: T tokens of the row, Q query heads, H key-value heads, D head width, S sequences of a group,
-L their longest.
+A packed row costs its own sequences, none of which sees another: on a CUDA device one kernel takes the whole row with
+the places where sequences begin, elsewhere attention is computed in groups of sequences of similar length. Registered
+under a name of its own; networks whose attention it cannot compute are found by comparing (`trainee.py`).
+Legend: T tokens of the row, Q query heads, H key-value heads, D head width, S sequences of a group, L their longest.
 """
 
 import math
@@ -26,6 +26,11 @@ _SHORT = 64
 _SIMILAR = 0.75
 """Above it, sequences of a group are at least this share of its longest."""
 
+_WIDEST_HEAD = 256
+"""Of the kernel for whole rows."""
+_LEAST_BOUND = 128
+"""The longest sequence is told to the kernel as this or a power of two above it: a bound is all that it needs."""
+
 _KNOWN_OPTIONS = frozenset(
     {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is_causal", LAYOUT, "position_ids", "use_cache"}
     | {"cache_position", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict"}
@@ -43,6 +48,14 @@ class Group:
     kept_N: Tensor | None
     """Of the [S * L] results, those that are no padding."""
 
+    def to(self, device: torch.device | str) -> "Group":
+        """The same group on another device."""
+        return replace(
+            self,
+            places_SL=None if self.places_SL is None else self.places_SL.to(device, non_blocking=True),
+            kept_N=None if self.kept_N is None else self.kept_N.to(device, non_blocking=True),
+        )
+
     @property
     def stop(self) -> int:
         """Place behind the last token."""
@@ -59,18 +72,17 @@ class PackedLayout:
     """Where each sequence of a packed row lies."""
 
     groups: tuple[Group, ...]
+    starts_S: Tensor
+    """Where each sequence starts, and behind the last one where it ends, int32."""
+    bound: int
+    """No sequence is longer."""
 
     def to(self, device: torch.device | str) -> "PackedLayout":
         """The same layout on another device."""
-        return PackedLayout(
-            tuple(
-                replace(
-                    group,
-                    places_SL=None if group.places_SL is None else group.places_SL.to(device),
-                    kept_N=None if group.kept_N is None else group.kept_N.to(device),
-                )
-                for group in self.groups
-            )
+        return replace(
+            self,
+            groups=tuple(group.to(device) for group in self.groups),
+            starts_S=self.starts_S.to(device, non_blocking=True),
         )
 
 
@@ -85,7 +97,8 @@ def lay_out(lengths: Sequence[int]) -> PackedLayout:
         group = _group(start, tuple(lengths[first:number]))
         groups.append(group)
         start, first = group.stop, number
-    return PackedLayout(tuple(groups))
+    starts_S = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return PackedLayout(tuple(groups), starts_S, max(_LEAST_BOUND, 1 << (max(lengths) - 1).bit_length()))
 
 
 def _is_similar(lengths: Sequence[int]) -> bool:
@@ -118,37 +131,72 @@ def attend_packed(
     if options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
         raise UnsupportedModel(f"{name} attends to both sides; a decoder-only network is needed")
     scaling = options.get("scaling")
-    parts = [
-        _attend(
-            group,
-            query[0],
-            key[0],
-            value[0],
-            scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-            dropout=float(options.get("dropout") or 0.0),
-            window=options.get("sliding_window"),
-            softcap=options.get("softcap"),
-            sinks_Q=options.get("s_aux"),
-        )
-        for group in layout.groups
-    ]
-    out_TQD = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return out_TQD[None], None
+    asked = _Asked(
+        scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        dropout=float(options.get("dropout") or 0.0),
+        window=options.get("sliding_window"),
+        softcap=options.get("softcap"),
+        sinks_Q=options.get("s_aux"),
+    )
+    dtype = _kernel_dtype(query, asked)
+    if dtype is not None:
+        return _attend_row(layout, query[0].to(dtype), key[0].to(dtype), value[0].to(dtype), asked)[None], None
+    return _attend_groups(layout, query[0], key[0], value[0], asked)[None], None
 
 
-def _attend(
-    group: Group,
-    query_QTD: Tensor,
-    key_HTD: Tensor,
-    value_HTD: Tensor,
-    *,
-    scaling: float,
-    dropout: float,
-    window: int | None,
-    softcap: float | None,
-    sinks_Q: Tensor | None,
+@dataclass(frozen=True)
+class _Asked:
+    """What a layer wants of its attention."""
+
+    scaling: float
+    dropout: float
+    window: int | None
+    softcap: float | None
+    sinks_Q: Tensor | None
+
+
+def _kernel_dtype(query: Tensor, asked: _Asked) -> torch.dtype | None:
+    """The precision in which the kernel for whole rows can compute this; None = it cannot."""
+    if query.device.type != "cuda" or asked.softcap is not None or asked.sinks_Q is not None:
+        return None
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    width = query.shape[-1]
+    return dtype if dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= _WIDEST_HEAD else None
+
+
+def _attend_row(layout: PackedLayout, query_QTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, asked: _Asked) -> Tensor:
+    """The whole row by torch's own kernel for sequences of unequal length, [T, Q, D]."""
+    window = asked.window if asked.window is not None and asked.window < layout.bound else None
+    out_TQD: Tensor = torch.ops.aten._flash_attention_forward(
+        query_QTD.transpose(0, 1),
+        key_HTD.transpose(0, 1),
+        value_HTD.transpose(0, 1),
+        layout.starts_S,
+        layout.starts_S,
+        layout.bound,
+        layout.bound,
+        asked.dropout,
+        True,
+        False,
+        scale=asked.scaling,
+        window_size_left=None if window is None else window - 1,
+        window_size_right=None if window is None else 0,
+    )[0]
+    return out_TQD
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attend_groups(
+    layout: PackedLayout, query_QTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, asked: _Asked
 ) -> Tensor:
+    """Group after group, [T, Q, D]."""
+    parts = [_attend(group, query_QTD, key_HTD, value_HTD, asked) for group in layout.groups]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _attend(group: Group, query_QTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, asked: _Asked) -> Tensor:
     """What the tokens of one group read, [N, Q, D]."""
+    window, softcap, sinks_Q = asked.window, asked.softcap, asked.sinks_Q
     query, key, value = (_by_sequence(group, tensor) for tensor in (query_QTD, key_HTD, value_HTD))
     is_windowed = window is not None and window < group.longest
     if softcap is None and sinks_Q is None:
@@ -158,14 +206,14 @@ def _attend(
             value,
             attn_mask=_visible(group.longest, window, query.device) if is_windowed else None,
             is_causal=not is_windowed,
-            dropout_p=dropout,
-            scale=scaling,
+            dropout_p=asked.dropout,
+            scale=asked.scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
     else:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-        scores_SQLL = (query @ key.transpose(2, 3)) * scaling
+        scores_SQLL = (query @ key.transpose(2, 3)) * asked.scaling
         if softcap is not None:
             scores_SQLL = torch.tanh(scores_SQLL / softcap) * softcap
         hidden_LL = ~_visible(group.longest, window if is_windowed else None, query.device)
@@ -174,7 +222,7 @@ def _attend(
             sinks = sinks_Q.view(1, -1, 1, 1).expand(scores_SQLL.shape[0], -1, scores_SQLL.shape[2], 1)
             scores_SQLL = torch.cat([scores_SQLL, sinks.to(scores_SQLL.dtype)], -1)
         weights = scores_SQLL.softmax(-1, dtype=torch.float32).to(value.dtype)[..., : group.longest]
-        out_SQLD = nn.functional.dropout(weights, dropout) @ value
+        out_SQLD = nn.functional.dropout(weights, asked.dropout) @ value
     out_NQD = out_SQLD.transpose(1, 2).flatten(0, 1)
     return out_NQD if group.kept_N is None else out_NQD[group.kept_N]
 

@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "train.batches.max_tokens_per_micro_batch",
     "train.batches.is_packed",
     "train.has_activation_checkpointing",
+    "train.is_compiled",
     "train.deepspeed.",
 )
 """Names, or beginnings of names, that a resumed run may give other values."""

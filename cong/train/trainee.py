@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from cong.config.models import ModelsConfig, NetworkConfig
 from cong.config.train import TrainConfig
@@ -84,8 +85,23 @@ def prepare(train: TrainConfig, models: ModelsConfig) -> Network:
     if train.has_activation_checkpointing:
         with silence():  # newer versions have another name for it, which older ones do not know
             model.gradient_checkpointing_enable({"use_reentrant": False})
+    if train.is_compiled:
+        compile_layers(model)
     model.config.use_cache = False
     return network
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile each decoder layer of a transformers network in place; layers of one kind share what is compiled."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise UnsupportedModel(
+            f"{type(model).__name__} does not say which of its modules are layers; set train.is_compiled=false"
+        )
+    for layer in layers:
+        # Rows differ in length from step to step.
+        layer.compile(dynamic=True)
 
 
 def pack_attention(network: Network) -> None:

@@ -17,7 +17,7 @@ from cong.train.feed import count_units
 from cong.train.forward import response_logits
 from cong.train.loop import loss_share
 from cong.train.packing import ATTENTION_NAME, attend_packed, lay_out
-from cong.train.trainee import COMPARED_FAMILIES, pack_attention
+from cong.train.trainee import COMPARED_FAMILIES, compile_layers, pack_attention
 from tests.engine.conftest import FAMILIES, SMALL, save_network
 
 VOCAB = 61
@@ -199,3 +199,47 @@ def test_a_network_that_would_be_wrong_when_packed_is_refused(tmp_path: Any, mon
             pack_attention(loaded)
     finally:
         register_attention(ATTENTION_NAME, attend_packed)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [None, 100])
+def test_the_kernel_for_whole_rows_attends_as_groups_do(window: int | None) -> None:
+    layout = lay_out([300, 200, 140, 60, 9, 1]).to("cuda")
+    generator = torch.Generator("cuda").manual_seed(0)
+    module = nn.Module()
+
+    def outcome(dtype: torch.dtype) -> list[Tensor]:
+        generator.manual_seed(0)
+        tensors = [
+            torch.randn(1, heads, 710, 64, device="cuda", generator=generator).to(dtype).requires_grad_()
+            for heads in (8, 2, 2)
+        ]
+        query, key, value = tensors
+        out, _ = attend_packed(module, query, key, value, None, packed_layout=layout, sliding_window=window)
+        pull = torch.randn(out.shape, device="cuda", generator=generator)
+        (out.float() * pull).sum().backward()  # type: ignore[no-untyped-call]
+        return [out, *(tensor.grad for tensor in tensors if tensor.grad is not None)]
+
+    # In float32 it is done in groups, in bfloat16 by the kernel.
+    for exact, rounded in zip(outcome(torch.float32), outcome(torch.bfloat16), strict=True):
+        assert rounded.dtype == torch.bfloat16
+        assert (exact - rounded.float()).norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.filterwarnings("ignore")  # warnings of torch's compiler are not ours to heed
+def test_compiled_layers_compute_the_same_for_rows_of_any_length() -> None:
+    examples = examples_of(np.random.default_rng(0), [(6,), (30,), (9,)])
+    found = []
+    for is_compiled in (False, True):
+        torch.manual_seed(0)
+        made: Any = transformers.LlamaForCausalLM
+        model = made(transformers.LlamaConfig(**{**SMALL, "num_hidden_layers": 2, "vocab_size": VOCAB}))
+        register_attention(ATTENTION_NAME, attend_packed)
+        model.set_attn_implementation(ATTENTION_NAME)
+        if is_compiled:
+            compile_layers(model)
+        found.append([loss_and_gradients(model, SFT(), [part], is_packed=True) for part in (examples, examples[:1])])
+    for (loss, gradients), (compiled_loss, compiled_gradients) in zip(*found, strict=True):
+        assert compiled_loss == pytest.approx(loss, rel=1e-6)
+        torch.testing.assert_close(compiled_gradients, gradients, rtol=1e-4, atol=1e-6)
