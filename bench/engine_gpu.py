@@ -184,7 +184,9 @@ def step_bytes(engine: Engine, num_sequences: int, context: float) -> float:
 
 
 def decode(engine: Engine, count: int, length: int, new_tokens: int, seed: int, **changes: Any) -> dict[str, Any]:
-    """Prefill `count` prompts, then time every step in which all of them draw."""
+    """Prefill `count` prompts, then time `new_tokens` steps in which all of them draw."""
+    # The first ones draw while the others' prompts are computed.
+    new_tokens += 2 + count * length // max(engine.config.max_step_tokens - count, 1)
     parameters = SamplingParameters.contrastive(0.4, max_tokens=new_tokens, ignore_eos=True, seed=seed, **changes)
     for number, ids in enumerate(prompts(count, length, seed)):
         engine.submit(Generate(f"{seed}-{number}", Prompt(token_ids=ids), parameters, (0,)))
@@ -300,17 +302,18 @@ def measure_shape(name: str, options: argparse.Namespace, console: Console, copi
         start_s = time.perf_counter() - started
         room = engine.stats().num_blocks * config.block_size
         for count in options.sequences if variant is DEFAULT else options.sequences[-1:]:
-            if count * (options.prompt_tokens + options.new_tokens) > room:
+            if count * (options.prompt_tokens + options.new_tokens + 40) > room:
                 console.print(f"{name}: {count} sequences do not fit into {room:,} tokens of keys and values")
                 continue
-            decode(engine, count, options.prompt_tokens, 6, 100)  # warms up
-            for parameters in ({}, {"top_p": 0.95, "repetition_penalty": 1.2}) if variant is DEFAULT else ({},):
+            decode(engine, min(count, 16), options.prompt_tokens, 6, 100)  # warms up
+            published = {"top_p": 0.95, "repetition_penalty": 1.2}
+            for parameters in ({}, published) if variant is DEFAULT and count == 64 else ({},):
                 row = decode(engine, count, options.prompt_tokens, options.new_tokens, 1, **parameters)
                 row |= {"shape": name, "variant": variant.name, "start_s": start_s, "parameters": parameters}
                 row["share_of_copy"] = row["share_of_nominal"] * nominal_bandwidth() / copied
                 results.append(row)
                 console.print(describe(row))
-        if options.profile:
+        if options.profile and variant is DEFAULT:
             profile(engine, options, console)
         if variant is DEFAULT and name == next(iter(options.shapes)):
             near = nearness(networks, engine)
@@ -333,8 +336,7 @@ def measure_shape(name: str, options: argparse.Namespace, console: Console, copi
 
 def profile(engine: Engine, options: argparse.Namespace, console: Console) -> None:
     """Where the GPU's time of some decoding steps goes."""
-    decode(engine, options.sequences[-1], options.prompt_tokens, 6, 100)
-    parameters = SamplingParameters.contrastive(0.4, max_tokens=12, ignore_eos=True)
+    parameters = SamplingParameters.contrastive(0.4, max_tokens=60, ignore_eos=True)
     for number, ids in enumerate(prompts(options.sequences[-1], options.prompt_tokens, 100)):
         engine.submit(Generate(f"p{number}", Prompt(token_ids=ids), parameters, (0,)))
     while engine.stats().num_waiting or engine.stats().num_running == 0:

@@ -49,6 +49,18 @@ def keep_kernel(
 
 
 @triton.jit
+def tanh(x):
+    """From the exponential, and near 0, where that cancels, from the series."""
+    size = tl.abs(x)
+    decay = tl.exp(-2.0 * size)
+    far = (1.0 - decay) / (1.0 + decay)
+    square = x * x
+    near = size * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * 17.0 / 315.0)))
+    value = tl.where(size < 0.2, near, far)
+    return tl.where(x < 0.0, -value, value)
+
+
+@triton.jit
 def attend_kernel(
     query,
     keys,
@@ -139,7 +151,7 @@ def attend_kernel(
         )
         score_MC = tl.dot(query_MD, key_DC, input_precision="ieee") * scaling
         if HAS_SOFTCAP:
-            score_MC = softcap * (2.0 * tl.sigmoid(2.0 * score_MC / softcap) - 1.0)
+            score_MC = softcap * tanh(score_MC / softcap)
         is_seen_MC = is_there_C[None, :] & (position_C[None, :] <= position_M[:, None])
         if HAS_WINDOW:
             is_seen_MC = is_seen_MC & (position_C[None, :] > position_M[:, None] - window)
