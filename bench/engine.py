@@ -31,7 +31,7 @@ from cong.engine import Engine, Generate
 from cong.models import join_networks, load_network
 from cong.schemas import Prompt, SamplingParameters
 
-VLLM_REQUIREMENTS = Path(__file__).parent / "vllm-constraints.txt"
+VLLM_REQUIREMENTS = Path(__file__).parent.parent / "constraints-vllm.txt"
 
 
 class Ours:

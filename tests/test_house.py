@@ -42,7 +42,7 @@ OUTSIDE_ALLOWED_IN = {
     "uvicorn": ("serve/",),
     "prometheus_client": ("serve/",),
     "deepspeed": ("cong/train/deepspeed_backend.py",),
-    "vllm": ("cong/engine/vllm_backend.py",),
+    "vllm": ("cong/engine/vllm_backend/",),
     "transformers": ("cong/models/", "cong/lab/", "bench/"),
     "peft": ("cong/models/", "cong/train/"),
     "matplotlib": ("cong/report/",),

@@ -28,8 +28,7 @@ _NUM_SHOWN = 5
 def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "PromptSource") -> int:
     import torch
 
-    from cong.engine import Engine
-    from cong.models import load_networks
+    from cong.engine import open_engine
     from cong.schemas import SampleRequest
     from cong.telemetry import progress
 
@@ -40,7 +39,7 @@ def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "Prom
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     prompts = list(source.strict())
-    engine = Engine(load_networks(config.models), config.engine)
+    engine = open_engine(config.models, config.engine)
     requests = [
         SampleRequest(prompt=prompt, parameters=config.sampling, num_samples=arguments.num_samples)
         for prompt in prompts

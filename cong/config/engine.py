@@ -4,14 +4,29 @@ from typing import Literal
 
 from pydantic import Field
 
-from cong.config.base import Settings
+from cong.config.base import Count, Settings
 
+Backend = Literal["cong", "vllm"]
 KernelChoice = Literal["auto", "compiled", "torch"]
+
+
+class VllmConfig(Settings):
+    """What only the vLLM back end reads."""
+
+    tensor_parallel_size: Count = 1
+    """GPUs over which every network is split."""
+    block_size: int = Field(default=0, ge=0, le=1024)
+    """Tokens of one block; 0 = what vLLM takes for the device. A CPU needs a multiple of 32."""
+    is_eager: bool = False
+    """Run without compiling and capturing: starts sooner, decodes slower."""
 
 
 class EngineConfig(Settings):
     """Sizes that bound memory and latency; none of them changes a token."""
 
+    backend: Backend = "cong"
+    """Who computes: our own engine, or vLLM, which is installed in an environment of its own."""
+    vllm: VllmConfig = VllmConfig()
     block_size: int = Field(default=16, ge=1, le=1024)
     """Tokens of one block of keys and values."""
     max_running: int = Field(default=256, ge=1)

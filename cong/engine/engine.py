@@ -77,6 +77,11 @@ class Engine:
         room = self._pool.num_blocks * self._pool.block_size
         return min(room, self.networks.context_length or room)
 
+    @property
+    def max_running(self) -> int:
+        """Sequences that are computed in one step."""
+        return self.config.max_running
+
     def submit(self, request: Generate) -> None:
         """Queue samples; refuses what can never be served."""
         for sequence in self._desk.open_samples(request):
@@ -106,7 +111,7 @@ class Engine:
 
         Nothing else uses the engine meanwhile.
         """
-        return generate(self, self.keys, requests, known_keys, self.config.max_running)
+        return generate(self, self.keys, requests, known_keys, self.max_running)
 
     def keys(self, request: SampleRequest) -> tuple[str, ...]:
         """The keys of the request's samples, in order of their index, whether they are made yet or not."""

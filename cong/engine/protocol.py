@@ -4,11 +4,13 @@ An engine belongs to one thread. `events` does one step of work and returns what
 requests may come and go.
 """
 
+from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from cong.schemas import NetworkIdentity, Prompt, SampleRecord, SamplingParameters, Score
+from cong.models import NetworkSet
+from cong.schemas import NetworkIdentity, Prompt, SampleRecord, SampleRequest, SamplingParameters, Score
 
 
 class TokenRecord(NamedTuple):
@@ -137,4 +139,37 @@ class EngineProtocol(Protocol):
 
     def stats(self) -> EngineStats:
         """Where the engine stands."""
+        ...
+
+
+class LocalEngine(EngineProtocol, Protocol):
+    """An engine in this process, whoever computes for it."""
+
+    @property
+    def networks(self) -> NetworkSet:
+        """The networks; whether they hold weights is the engine's affair."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Prompt and completion tokens of the longest sequence that can be served."""
+        ...
+
+    @property
+    def max_running(self) -> int:
+        """Sequences that are computed in one step; whoever has many requests keeps about so many waiting."""
+        ...
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of a prompt in any of its forms."""
+        ...
+
+    def keys(self, request: SampleRequest) -> tuple[str, ...]:
+        """The keys of the request's samples, in order of their index, whether they are made yet or not."""
+        ...
+
+    def generate(
+        self, requests: Iterable[SampleRequest], known_keys: Collection[str] = frozenset()
+    ) -> Iterator[SampleRecord]:
+        """Samples of many requests as they finish, in any order, but for those whose key is known."""
         ...

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from cong.config.engine import EngineConfig
 from cong.config.evaluation import ImplicitJudge
 from cong.config.models import ModelsConfig, NetworkConfig
-from cong.engine import Engine, Rate, Rated
+from cong.engine import LocalEngine, Rate, Rated, open_engine
 from cong.errors import ConfigError, EvaluationError, RequestError
 from cong.evaluation.answers import Answer
 from cong.evaluation.judging import Measurement, Reading, TokenReading
@@ -18,7 +18,6 @@ from cong.models import (
     fingerprint_adapter,
     fingerprint_tokenizer,
     fingerprint_weights,
-    load_networks,
     open_artefact,
 )
 from cong.schemas import Score, content_key
@@ -48,7 +47,7 @@ class ImplicitReward:
 
     def measure(self, answers: Sequence[Answer]) -> Iterator[Reading]:
         """Sums of the log-ratio, as the engine finishes them."""
-        engine = Engine(load_networks(self._pair), self._engine_config)
+        engine = open_engine(self._pair, self._engine_config)
         for answer, score in score_answers(engine, answers):
             aligned, base = score.logprobs["aligned"], score.logprobs["base"]
             tokens: tuple[TokenReading, ...] = ()
@@ -95,13 +94,13 @@ def completion_ids(answer: Answer, networks: NetworkSet) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def score_answers(engine: Engine, answers: Sequence[Answer]) -> Iterator[tuple[Answer, Score]]:
+def score_answers(engine: LocalEngine, answers: Sequence[Answer]) -> Iterator[tuple[Answer, Score]]:
     """Log-probabilities of answers under the engine's networks, as they are finished."""
     waiting = deque(enumerate(answers))
     running: dict[str, Answer] = {}
     roles = [identity.role for identity in engine.identities]
     while waiting or running:
-        while waiting and len(running) < engine.config.max_running:
+        while waiting and len(running) < engine.max_running:
             number, answer = waiting.popleft()
             ids = completion_ids(answer, engine.networks)
             if not ids:

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from cong import engine as engines
 from cong.config.engine import EngineConfig
 from cong.config.evaluation import CandidateConfig, EvaluationConfig
 from cong.config.models import ModelsConfig
 from cong.config.stream import StreamConfig
-from cong.engine import Engine
+from cong.engine import LocalEngine
 from cong.errors import EvaluationError, RequestError
 from cong.evaluation.answers import AnswerSet, answer_of, answer_set, decoding_name, read_answers
 from cong.evaluation.storage import SampleStore, open_samples
-from cong.models import load_networks
 from cong.schemas import Prompt, SampleRecord, SampleRequest
 from cong.telemetry import progress
 
@@ -29,13 +29,13 @@ def network_of(candidate: CandidateConfig, models: ModelsConfig) -> ModelsConfig
     return ModelsConfig.model_validate({**models.model_dump(exclude={"aligned", "base"}), "strong": strong})
 
 
-def open_engine(candidate: CandidateConfig, models: ModelsConfig, engine: EngineConfig) -> Engine:
+def open_engine(candidate: CandidateConfig, models: ModelsConfig, engine: EngineConfig) -> LocalEngine:
     """An engine that holds the candidate's network alone."""
-    return Engine(load_networks(network_of(candidate, models)), engine, writer="cong-evaluate")
+    return engines.open_engine(network_of(candidate, models), engine, writer="cong-evaluate")
 
 
 def sample(
-    engine: Engine, requests: Sequence[SampleRequest], store: SampleStore, label: str
+    engine: LocalEngine, requests: Sequence[SampleRequest], store: SampleStore, label: str
 ) -> dict[str, dict[int, SampleRecord]]:
     """Samples of the requests by prompt id and sample index; what the store holds is not drawn again."""
     keys: dict[str, tuple[str, ...]] = {}

@@ -7,9 +7,17 @@ training.
 from cong.models.artefact import Artefact, open_artefact, weight_files
 from cong.models.attention import register_attention, use_attention
 from cong.models.chat import TEMPLATE_DATE, render_chat, render_text
-from cong.models.deployment import ROLES, load_networks
+from cong.models.deployment import ROLES, describe_networks, load_networks
 from cong.models.fingerprint import fingerprint_adapter, fingerprint_tokenizer, fingerprint_weights
-from cong.models.network import DTYPES, Architecture, Network, attach_adapter, load_network, save_network
+from cong.models.network import (
+    DTYPES,
+    Architecture,
+    Network,
+    attach_adapter,
+    describe_network,
+    load_network,
+    save_network,
+)
 from cong.models.network_set import NetworkSet, join_networks
 from cong.models.reward_model import RewardModel, check_reward_model, fingerprint_reward_model, load_reward_model
 from cong.models.tokenizer import Tokenizer, detokenize, encode_completion, encode_prompt, load_tokenizer
@@ -29,6 +37,8 @@ __all__ = [
     "attach_adapter",
     "available_memory",
     "check_reward_model",
+    "describe_network",
+    "describe_networks",
     "detokenize",
     "encode_completion",
     "encode_prompt",

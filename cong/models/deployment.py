@@ -1,8 +1,8 @@
 """The networks that a configuration names, loaded and joined: what an engine is given."""
 
-from cong.config.models import ModelsConfig
+from cong.config.models import ModelsConfig, NetworkConfig
 from cong.errors import ConfigError
-from cong.models.network import Network, attach_adapter, load_network
+from cong.models.network import Network, attach_adapter, describe_network, load_network
 from cong.models.network_set import NetworkSet, join_networks
 from cong.schemas import Role
 
@@ -12,10 +12,7 @@ ROLES: tuple[Role, ...] = ("strong", "aligned", "base")
 
 def load_networks(models: ModelsConfig) -> NetworkSet:
     """The networks of a configuration, in the order of a mixture's weights: strong, aligned, base."""
-    template = None if models.chat_template is None else models.chat_template.read_text(encoding="utf-8")
-    given = {role: network for role in ROLES if (network := getattr(models, role)).source}
-    if not given:
-        raise ConfigError("models names no network; set models.aligned.source and models.base.source")
+    template, given = _template(models), _given(models)
     loaded: dict[Role, Network] = {}
     # Plain networks first: an adapter is put on the one it shares its weights with.
     for role, network in sorted(given.items(), key=lambda item: item[1].adapter is not None):
@@ -35,3 +32,38 @@ def load_networks(models: ModelsConfig) -> NetworkSet:
                 chat_template=template,
             )
     return join_networks([loaded[role] for role in ROLES if role in loaded])
+
+
+def describe_networks(models: ModelsConfig) -> NetworkSet:
+    """The same networks without their weights, for an engine that loads them itself; adapters must be merged."""
+    template = _template(models)
+    networks = []
+    for role, network in _given(models).items():
+        if network.adapter is not None:
+            raise ConfigError(
+                f"models.{role}.adapter is {network.adapter!r}; this engine takes whole networks only: merge the "
+                "adapter into a folder of its own (cong.models.save_network), or set engine.backend to cong"
+            )
+        networks.append(
+            describe_network(
+                network.source,
+                role=role,
+                dtype=models.dtype,
+                revision=network.revision,
+                root=models.root,
+                chat_template=template,
+            )
+        )
+    return join_networks(networks)
+
+
+def _template(models: ModelsConfig) -> str | None:
+    return None if models.chat_template is None else models.chat_template.read_text(encoding="utf-8")
+
+
+def _given(models: ModelsConfig) -> dict[Role, NetworkConfig]:
+    """The networks that are named, in the order of a mixture's weights."""
+    given = {role: network for role in ROLES if (network := getattr(models, role)).source}
+    if not given:
+        raise ConfigError("models names no network; set models.aligned.source and models.base.source")
+    return given

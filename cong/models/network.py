@@ -129,6 +129,44 @@ def load_network(
     return _with_adapter(network, opened, role, root, chat_template, is_merged=True)
 
 
+def describe_network(
+    source: str,
+    *,
+    role: Role,
+    dtype: str,
+    revision: str | None = None,
+    root: Path | None = None,
+    cache_dir: Path | None = None,
+    chat_template: str | None = None,
+) -> Network:
+    """A network without its weights, for an engine that loads them itself: the model lies on torch's meta device.
+
+    It may be quantized, since nothing of it is computed here.
+    """
+    torch_dtype = parse_dtype(dtype)
+    artefact = open_artefact(source, revision=revision, root=root, cache_dir=cache_dir)
+    config = _check_config(artefact, may_be_quantized=True)
+    tokenizer = tokenizer_of(artefact, chat_template=chat_template)
+    estimate = estimate_memory(read_tensors(weight_files(artefact.folder)), torch_dtype)
+    with silence(), torch.device("meta"):
+        maker: Any = transformers.AutoModelForCausalLM
+        model = maker.from_config(config, dtype=torch_dtype)
+    return Network(
+        role=role,
+        name=artefact.name,
+        fingerprint=fingerprint_weights(artefact.folder),
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        architecture=_describe(model),
+        eos_ids=_end_ids(artefact.folder, tokenizer),
+        dtype=torch_dtype,
+        device=torch.device("meta"),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        own_bytes=estimate.weights_bytes,
+        artefact=artefact,
+    )
+
+
 def attach_adapter(
     base: Network,
     adapter: str,
@@ -196,7 +234,7 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
-def _check_config(artefact: Artefact) -> Any:
+def _check_config(artefact: Artefact, *, may_be_quantized: bool = False) -> Any:
     """The configuration of a decoder-only causal language model; anything else is refused by name."""
     folder = artefact.folder
     stored = read_json(folder / "config.json")
@@ -206,7 +244,7 @@ def _check_config(artefact: Artefact) -> Any:
         raise ArtefactMissing(f"{folder} holds no config.json; {remedy}")
     if has_adapter:
         raise ConfigError(f"{folder} holds a network and an adapter; keep the adapter in a folder of its own")
-    if stored.get("quantization_config"):
+    if stored.get("quantization_config") and not may_be_quantized:
         _refuse(artefact, "its weights are quantized; load the unquantized network with dtype bfloat16")
     try:
         with silence():

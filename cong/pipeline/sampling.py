@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cong.config import RunConfig
-from cong.engine import Engine
+from cong.engine import LocalEngine, open_engine
 from cong.errors import RequestError
-from cong.models import load_networks
 from cong.pipeline.attempt import Attempt
 from cong.pipeline.given import PromptSet, read_prompt_set
 from cong.pipeline.ordering import Place, place_of
@@ -41,7 +40,7 @@ def places_of(prompt_set: PromptSet, num_samples: int) -> list[Place]:
 
 
 def _draw(config: RunConfig, prompt_set: PromptSet, attempt: Attempt, stop: Stop) -> None:
-    engine = Engine(load_networks(config.models), config.engine, writer="pipeline")
+    engine = open_engine(config.models, config.engine, writer="pipeline")
     wanted = set(attempt.missing)
     requests = list(_requests(engine, config, prompt_set.prompts, attempt, wanted))
     places: dict[str, Place] = {}
@@ -66,7 +65,7 @@ def _draw(config: RunConfig, prompt_set: PromptSet, attempt: Attempt, stop: Stop
 
 
 def _requests(
-    engine: Engine, config: RunConfig, prompts: Sequence[Prompt], attempt: Attempt, wanted: set[Place]
+    engine: LocalEngine, config: RunConfig, prompts: Sequence[Prompt], attempt: Attempt, wanted: set[Place]
 ) -> Iterator[SampleRequest]:
     """What can be served of what is missing; the rest is given up, with its reason."""
     num_samples, max_tokens = config.sampling_job.num_samples, config.sampling.max_tokens

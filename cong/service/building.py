@@ -6,8 +6,9 @@ from pathlib import Path
 
 from cong import __version__
 from cong.config import RunConfig
-from cong.engine import Engine
-from cong.models import NetworkSet, load_networks
+from cong.config.engine import Backend
+from cong.engine import open_engine
+from cong.models import NetworkSet
 from cong.schemas import SamplingParameters
 from cong.service.archive import Archive
 from cong.service.facts import Facts
@@ -17,7 +18,6 @@ from cong.wire import NetworkInfo
 
 log = logging.getLogger(__name__)
 
-BACKEND = "cong"
 SWITCH_INTERVAL_S = 0.0005
 """How long another thread may keep the engine's thread from going on.
 
@@ -26,10 +26,10 @@ would stretch every step.
 """
 
 
-def facts_of(networks: NetworkSet, max_tokens: int, defaults: SamplingParameters) -> Facts:
+def facts_of(networks: NetworkSet, max_tokens: int, defaults: SamplingParameters, backend: Backend = "cong") -> Facts:
     """What is known of a set of networks behind an engine."""
     return Facts(
-        backend=BACKEND,
+        backend=backend,
         networks=tuple(
             NetworkInfo(
                 role=network.role,
@@ -43,7 +43,7 @@ def facts_of(networks: NetworkSet, max_tokens: int, defaults: SamplingParameters
         vocabulary=Vocabulary(networks.tokenizer, networks.shared_vocab_size),
         max_tokens=max_tokens,
         defaults=defaults,
-        software={"cong": __version__, "engine": BACKEND},
+        software={"cong": __version__, "engine": backend},
     )
 
 
@@ -52,12 +52,12 @@ def open_service(config: RunConfig, writer_id: str) -> SampleService:
 
     Takes as long as the weights take to load.
     """
-    networks = load_networks(config.models)
-    engine = Engine(networks, config.engine, writer=writer_id)
+    engine = open_engine(config.models, config.engine, writer=writer_id)
     archive = None
     if config.service.may_store_prompts:
         location = config.stream.location or str(Path(config.output_dir) / "stream")
         archive = Archive.open(location, config.stream, writer_id, config.service.store_timeout_s)
     if sys.getswitchinterval() > SWITCH_INTERVAL_S:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-    return SampleService(engine, facts_of(networks, engine.max_tokens, config.sampling), config.service, archive)
+    facts = facts_of(engine.networks, engine.max_tokens, config.sampling, config.engine.backend)
+    return SampleService(engine, facts, config.service, archive)

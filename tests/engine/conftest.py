@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import tokenizers
 import torch
@@ -82,6 +81,8 @@ def save_network(folder: Path, config: Any, seed: int, scale: float = 0.3) -> Pa
 
 def save_adapter(folder: Path, base: Path, target_modules: list[str]) -> Path:
     """A LoRA adapter with random factors on some layers of a base."""
+    import peft  # not in the environment of the vLLM back end, whose tests share this file
+
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(base))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft reads a name that transformers is about to drop

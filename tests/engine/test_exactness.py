@@ -13,7 +13,7 @@ from torch import nn
 
 from cong.config.engine import EngineConfig, KernelChoice
 from cong.decoding import mix, prompt_seed, stack_rules, warp
-from cong.engine import Engine, Generate, Rate, Rated, SampleFinished
+from cong.engine import Engine, EngineProtocol, Generate, Rate, Rated, SampleFinished
 from cong.lab.sampler import ReferenceSample, reference_sample, reference_score
 from cong.models import attach_adapter, join_networks
 from cong.schemas import Prompt, Role, SampleRecord, SamplingParameters, Score
@@ -54,7 +54,7 @@ def random_requests(seed: int, count: int, num_networks: int, **fixed: Any) -> l
     return requests
 
 
-def serve(engine: Engine, requests: Sequence[Generate], seed: int = 0) -> dict[str, SampleRecord]:
+def serve(engine: EngineProtocol, requests: Sequence[Generate], seed: int = 0) -> dict[str, SampleRecord]:
     """Submit requests at random steps and collect what comes out."""
     generator = random.Random(seed)
     waiting = list(requests)
