@@ -59,7 +59,8 @@ def timed(work: Callable[[], object]) -> float:
 def rate(name: str, num_rows: int, seconds: Sequence[float], goal: float | None = None) -> Result:
     """Rows per second at the median of the repeats."""
     median = num_rows / statistics.median(seconds)
-    return {"what": name, "value": median, "unit": "rows/s", "goal": goal, "is_met": goal and median >= goal}
+    spread = {"lowest": num_rows / max(seconds), "highest": num_rows / min(seconds)}
+    return {"what": name, "value": median, **spread, "unit": "rows/s", "goal": goal, "is_met": goal and median >= goal}
 
 
 def latency(name: str, seconds: Sequence[float], goal_ms: float | None = None) -> Result:
@@ -249,38 +250,40 @@ def measure_large(root: Path, num_segments: int, rows_per_segment: int, repeats:
     ]
 
 
-PEAK = """
-import sys, threading, time
-from pathlib import Path
-from bench.stream import read_all, resident_mib
-before, peak, is_done = resident_mib(), 0.0, False
-def watch():
-    global peak
-    while not is_done:
-        peak = max(peak, resident_mib())
-        time.sleep(0.002)
-watcher = threading.Thread(target=watch)
-watcher.start()
-read_all(Path(sys.argv[1]), None)
-is_done = True
-watcher.join()
-print(peak - before)
-"""
+def peak_growth_mib(work: Callable[[], object]) -> float:
+    """By how much the memory of this process that lies in RAM grew at most."""
+
+    def kept(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+    before = kept("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    work()
+    return (kept("VmHWM") - before) / 1024
 
 
-def resident_mib() -> float:
-    """Memory of this process that lies in RAM."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def append_many(folder: Path, num_rows: int) -> None:
+    """A stream of any length from records that repeat under keys of their own."""
+    templates = [synthetic_record(number, NUM_TOKENS) for number in range(min(num_rows, 1000))]
+    with StreamWriter(open_store(str(folder)), WriteSettings(rows_per_segment=ROWS_PER_SEGMENT)) as writer:
+        for number in range(num_rows):
+            writer.append(templates[number % len(templates)].model_copy(update={"key": f"s-{number:040x}"}))
 
 
-def measure_memory(folders: Sequence[tuple[Path, int]]) -> list[Result]:
-    """Peak memory that reading adds to a fresh process, for a short and a long stream."""
+def measure_memory(root: Path, num_rows: int) -> list[Result]:
+    """Peak memory that writing and reading add to a fresh process, for a stream and for one ten times as long."""
     results = []
-    for folder, num_rows in folders:
-        done = subprocess.run([sys.executable, "-c", PEAK, str(folder)], capture_output=True, text=True, check=True)
-        name = f"memory added by reading {num_rows:,} rows"
-        results.append({"what": name, "value": float(done.stdout), "unit": "MiB", "goal": None, "is_met": None})
+    for work, doing in ((append_many, "writing"), (read_all, "reading")):
+        for rows in (num_rows, 10 * num_rows):
+            more = f"{rows}" if work is append_many else "None"
+            program = (
+                "from pathlib import Path\nfrom bench.stream import *\n"
+                f"print(peak_growth_mib(lambda: {work.__name__}(Path({str(root / f'memory-{rows}')!r}), {more})))"
+            )
+            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+            name = f"memory added by {doing} {rows:,} rows"
+            results.append({"what": name, "value": float(done.stdout), "unit": "MiB", "goal": None, "is_met": None})
     return results
 
 
@@ -337,8 +340,7 @@ def main() -> None:
         small = [table_of(packed[at : at + 100]) for at in range(0, min(5000, len(packed)), 100)]
         results += measure_peers(root, whole, arguments.repeats, f"{ROWS_PER_SEGMENT} rows at once")
         results += measure_peers(root, small, arguments.repeats, "100 rows at once")
-        append_all(root / "quarter", records[: arguments.records // 4])
-        results += measure_memory([(root / "quarter", arguments.records // 4), (root / "append-0", arguments.records)])
+        results += measure_memory(root, arguments.records // 2)
         del records, packed, whole, small
         if arguments.segments:
             results += measure_large(root, arguments.segments, arguments.rows_per_segment, arguments.repeats)

@@ -1,12 +1,11 @@
-"""Reading a stream by cursor: which rows come next, and their columns.
+"""Reading a stream by cursor: which rows come next.
 
 `draw` decides, `fetch` reads. One process draws; any number of ranks fetch their share of the same draw, so position
-is never split over ranks. Knows nothing of batches of tensors.
+is never split over ranks. Knows nothing of bytes and nothing of batches of tensors.
 """
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,8 +23,8 @@ from cong.stream.identity import read_identity, require_identity
 from cong.stream.index import KeyIndex, index_cache
 from cong.stream.keys import KEY_BYTES, KeyDigests
 from cong.stream.listing import Listing, Span, describe_gap, list_stream, require, require_rows
-from cong.stream.names import Lane, SegmentName
-from cong.stream.segment import SegmentFile, open_segment
+from cong.stream.names import Lane
+from cong.stream.rows import RowReader
 from cong.stream.selection import FILTER_COLUMNS, is_selective, passes
 from cong.stream.store import Store
 
@@ -33,9 +32,7 @@ log = logging.getLogger(__name__)
 
 _WINDOW_ROWS = 4096
 """Rows looked at together where the order is not shuffled; it has no influence on the order."""
-_MAX_OPEN_SEGMENTS = 64
 _MIN_CACHED_ROWS = 2048
-_READ_TRIES = 3
 
 Mask = npt.NDArray[np.bool_]
 
@@ -77,10 +74,8 @@ class StreamReader:
         if cursor is not None:
             _require_same(cursor, stream, identity, store.location)
         self._cursor = cursor or Cursor(stream, identity)
-        self._listing = self._look()
+        self._rows = RowReader(store, self._look, max(2 * self._settings.shuffle_rows, _MIN_CACHED_ROWS))
         self._is_fresh = not is_closed
-        self._segments: OrderedDict[SegmentName, SegmentFile] = OrderedDict()
-        self._groups: OrderedDict[tuple[SegmentName, int, tuple[str, ...]], pa.Table] = OrderedDict()
         self._index: KeyIndex | None = None
         if self._settings.is_deduplicated:
             self._index = KeyIndex(store, stream, index_cache(store, cache_dir))
@@ -100,7 +95,7 @@ class StreamReader:
     @property
     def listing(self) -> Listing:
         """The stream as last looked at."""
-        return self._listing
+        return self._rows.listing
 
     @property
     def num_rows_behind(self) -> int:
@@ -108,7 +103,7 @@ class StreamReader:
         admitted = dict(self._cursor.admitted)
         fresh = sum(
             segment.stop_row - max(segment.first_row, min(admitted.get(segment.lane, 0), segment.stop_row))
-            for segment in self._listing.segments
+            for segment in self.listing.segments
         )
         waiting = sum(span.num_rows for span in (*self._cursor.pending, *self._cursor.window))
         return fresh + waiting - self._cursor.offset
@@ -141,28 +136,7 @@ class StreamReader:
 
     def fetch(self, draw: Draw, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a draw, or of a rank's share of it, in the draw's order; all columns unless named."""
-        parts: list[pa.Table] = []
-        positions: list[Rows] = []
-        for number, lane in enumerate(draw.lanes):
-            at = np.flatnonzero(draw.lane_numbers == number)
-            at = at[np.argsort(draw.rows[at], kind="stable")]
-            rows = draw.rows[at]
-            start = 0
-            while start < len(rows):
-                table, first_row = self._group(lane, int(rows[start]), columns)
-                stop = int(np.searchsorted(rows, first_row + table.num_rows))
-                inside = rows[start:stop] - first_row
-                is_run = inside[-1] - inside[0] == len(inside) - 1
-                parts.append(table.slice(int(inside[0]), len(inside)) if is_run else table.take(pa.array(inside)))
-                positions.append(at[start:stop])
-                start = stop
-        if not parts:
-            raise StreamError("a draw without rows has no columns; skip it")
-        table = pa.concat_tables(parts)
-        order = np.concatenate(positions)
-        if (order == np.arange(len(order))).all():
-            return table
-        return table.take(pa.array(np.argsort(order)))
+        return self._rows.fetch(draw, columns)
 
     def tables(self, num_records: int, columns: Sequence[str] | None = None) -> Iterator[tuple[pa.Table, Cursor]]:
         """Batch after batch, each with the cursor behind it."""
@@ -216,7 +190,7 @@ class StreamReader:
             if self._admit():
                 waiting_since = time.monotonic()
                 continue
-            is_over = follow is None or self._listing.is_ended()
+            is_over = follow is None or self.listing.is_ended()
             if is_over or time.monotonic() - waiting_since >= follow.idle_timeout_s:  # type: ignore[union-attr]
                 return num_pending > 0
             self._sleep()
@@ -226,16 +200,16 @@ class StreamReader:
         if not self._is_fresh:
             if self._settings.follow is None:
                 return False
-            self._listing = self._look()
+            self._rows.look_again()
         self._is_fresh = False
         admitted = dict(self._cursor.admitted)
         fresh: list[Span] = []
         lost: list[Span] = []
-        for lane, listed in self._listing.lanes.items():
+        for lane, listed in self.listing.lanes.items():
             start = admitted.get(lane, listed.first_row)
             if start < listed.first_row:
                 if self._settings.on_damage == "error":
-                    require_rows(self._listing, lane, start)
+                    require_rows(self.listing, lane, start)
                 lost.append(Span(lane, start, listed.first_row))
                 start = listed.first_row
             for segment in listed.segments:
@@ -290,7 +264,7 @@ class StreamReader:
         if self._settings.on_damage == "skip":
             keep &= self._trusted()
         if self._index is not None:
-            self._index.refresh(self._listing)
+            self._index.refresh(self.listing)
             keep &= ~self._repeated(keep)
         if is_selective(self._settings.filter):
             keep &= self._filtered(keep)
@@ -309,10 +283,10 @@ class StreamReader:
         for span in self._cursor.window:
             row = span.start
             while row < span.stop:
-                segment = self._listing.lanes[span.lane].segment_of(row) if span.lane in self._listing.lanes else None
+                segment = self.listing.lanes[span.lane].segment_of(row) if span.lane in self.listing.lanes else None
                 stop = min(span.stop, segment.stop_row) if segment else span.stop
                 try:
-                    file = self._open(segment) if segment else None
+                    file = self._rows.open(segment) if segment else None
                 except StreamCorrupt:
                     file = None
                 if file is None or segment is None:
@@ -361,12 +335,12 @@ class StreamReader:
         digests = np.zeros((span.num_rows, KEY_BYTES), dtype=np.uint8)
         row = span.start
         while row < span.stop:
-            segment = self._listing.lanes[span.lane].segment_of(row) if span.lane in self._listing.lanes else None
+            segment = self.listing.lanes[span.lane].segment_of(row) if span.lane in self.listing.lanes else None
             stop = min(span.stop, segment.stop_row) if segment else row + 1
             if wanted[row - span.start : stop - span.start].any():
-                segment = require_rows(self._listing, span.lane, row)
+                segment = require_rows(self.listing, span.lane, row)
                 inside = slice(row - segment.first_row, stop - segment.first_row)
-                digests[row - span.start : stop - span.start] = self._open(segment).key_digests[inside]
+                digests[row - span.start : stop - span.start] = self._rows.open(segment).key_digests[inside]
             row = stop
         return digests
 
@@ -379,48 +353,6 @@ class StreamReader:
         found = np.zeros(len(keep), dtype=np.bool_)
         found[at] = passes(self._settings.filter, table)
         return found
-
-    # Bytes.
-
-    def _open(self, segment: SegmentName) -> SegmentFile:
-        if segment in self._segments:
-            self._segments.move_to_end(segment)
-            return self._segments[segment]
-        file = open_segment(self._store, segment)
-        self._segments[segment] = file
-        if len(self._segments) > _MAX_OPEN_SEGMENTS:
-            self._segments.popitem(last=False)
-        return file
-
-    def _group(self, lane: Lane, row: int, columns: Sequence[str] | None) -> tuple[pa.Table, int]:
-        """The row group that holds a row, and the row at which it begins in its lane."""
-        for attempt in range(_READ_TRIES):
-            try:
-                segment = require_rows(self._listing, lane, row)
-                file = self._open(segment)
-                number = file.group_of(row - segment.first_row)
-                first_row = segment.first_row + file.groups[number].first_row
-                key = (segment, number, tuple(columns) if columns is not None else ())
-                if key not in self._groups:
-                    self._groups[key] = file.load(number, columns)
-                    self._bound_groups()
-                self._groups.move_to_end(key)
-                return self._groups[key], first_row
-            except FileNotFoundError:
-                # Compaction has put the row into another segment meanwhile.
-                self._segments.clear()
-            except StreamError:
-                # Rows beyond what was in sight may have come since: another process drew them.
-                listed = self._listing.lanes.get(lane)
-                if attempt + 1 == _READ_TRIES or (listed is not None and row < listed.stop_row):
-                    raise
-            self._listing = self._look()
-        raise StreamCorrupt(f"row {row} of {lane} is listed and cannot be opened; run `cong stream verify`")
-
-    def _bound_groups(self) -> None:
-        room = max(2 * self._settings.shuffle_rows, _MIN_CACHED_ROWS)
-        while sum(table.num_rows for table in self._groups.values()) > room and len(self._groups) > 1:
-            self._groups.popitem(last=False)
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:

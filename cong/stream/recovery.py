@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cong.config.stream import WriteSettings
@@ -10,8 +10,8 @@ from cong.errors import StreamError
 from cong.schemas import SampleRecord
 from cong.stream.filesystem import FileSystem, LocalFileSystem
 from cong.stream.journal import Journal, JournalContent, decode_frames
-from cong.stream.listing import Listing
-from cong.stream.names import JOURNAL, JournalName, Lane
+from cong.stream.listing import LaneListing, Listing
+from cong.stream.names import JOURNAL, JournalName, Lane, Marker
 from cong.stream.store import LocalStore, Store, make_folders
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,14 @@ def unsealed_records(orphan: Orphan, listing: Listing) -> Iterator[SampleRecord]
             yield SampleRecord.model_validate_json(frame.payload)
         except ValueError as error:
             log.warning("%s: row %d is no record of this version: %s", orphan.path, frame.row, error)
+
+
+def close_lanes(store: Store, orphans: Iterable[Orphan], listing: Listing) -> None:
+    """Say of the lanes of dead writers that they cannot grow."""
+    for lane in sorted({orphan.lane for orphan in orphans}):
+        found = listing.lanes.get(lane, LaneListing(lane))
+        if found.closed is None and not found.gaps and found.is_claimed:
+            store.publish(Marker("closed", lane, found.next_sequence, found.stop_row).path, b"")
 
 
 def dispose(files: FileSystem, folder: str, orphans: list[Orphan]) -> None:

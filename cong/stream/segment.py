@@ -197,8 +197,9 @@ class SegmentFile:
             raise self._damage("name and footer do not belong together")
         # From here on the bytes are those that a writer made; another fault is a fault of that writer.
         self._ranges = _Ranges(self._size, footer)
-        # Its own buffers would keep a group's bytes for as long as the segment is open.
-        self._parquet = pq.ParquetFile(pa.PythonFile(self._ranges, mode="r"), pre_buffer=False)
+        # Decoding threads must not be the last to hold bytes of Python's: where the process ends they would wait for an
+        # interpreter that is gone, and abort. With `pre_buffer` the file keeps the bytes of its latest group itself.
+        self._parquet = pq.ParquetFile(pa.PythonFile(self._ranges, mode="r"), pre_buffer=True)
         facts = self._parquet.metadata.metadata
         self.schema_version = int(facts[VERSION_KEY])
         self.groups = [Group(*fields) for fields in json.loads(facts[b"cong.groups"])]

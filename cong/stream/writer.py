@@ -25,16 +25,16 @@ from cong.stream.identity import ensure_identity
 from cong.stream.index import KeyIndex, Place, index_cache
 from cong.stream.journal import Frame, Journal
 from cong.stream.keys import joined_digests
-from cong.stream.listing import LaneListing, Listing, list_stream
-from cong.stream.names import WRITER_ID, WRITERS, Lane, Marker, SegmentName
-from cong.stream.recovery import Orphan, dispose, journal_place, open_journal, unsealed_records
+from cong.stream.listing import Listing, list_stream
+from cong.stream.names import Marker, SegmentName
+from cong.stream.ownership import claim, require_unfenced, require_writer_id
+from cong.stream.recovery import Orphan, close_lanes, dispose, journal_place, open_journal, unsealed_records
 from cong.stream.segment import Placement, encode
 from cong.stream.store import Store
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_CLAIM_TRIES = 100
 
 
 class StreamWriter:
@@ -51,10 +51,9 @@ class StreamWriter:
         self._store = store
         self._settings = settings or WriteSettings()
         name = writer_id or f"w{secrets.token_hex(6)}"
-        if WRITER_ID.fullmatch(name) is None:
-            raise StreamError(f"writer id {name!r} must match {WRITER_ID.pattern}")
+        require_writer_id(name)
         stream = ensure_identity(store)
-        self.lane = self._claim(name)
+        self.lane = claim(store, name)
         self._index = KeyIndex(store, stream, index_cache(store, cache_dir))
         self._listing = self._relist()
         self._buffer = Buffer(self._settings)
@@ -139,7 +138,7 @@ class StreamWriter:
         if self._is_closed:
             return
         self.flush(timeout_s)
-        self._require_unfenced()
+        require_unfenced(self._store, self.lane)
         self._store.publish(Marker("closed", self.lane, self._sequence, self._next_row).path, b"")
         self._stop()
         if self._journal is not None:
@@ -340,7 +339,7 @@ class StreamWriter:
                 place = Placement(self.lane, self._sequence, self._sequence, batch[0].row)
                 self._built = encode(table, place, self._settings.rows_per_group, digests)
             name, data = self._built
-            self._require_unfenced()
+            require_unfenced(self._store, self.lane)
             self._store.publish(name.path, data)
         except StreamFenced as error:
             self._fail(error, is_fatal=True)
@@ -394,23 +393,7 @@ class StreamWriter:
             self._changed.notify_all()
         self._thread.join(self._settings.timeout_s)
 
-    # Who we are.
-
-    def _claim(self, name: str) -> Lane:
-        for _ in range(_CLAIM_TRIES):
-            lane = Lane(name, list_stream(self._store).latest_epoch(name) + 1)
-            if self._store.create(Marker("claim", lane).path, b""):
-                return lane
-        raise StreamError(f"writer id {name!r} was claimed {_CLAIM_TRIES} times by others meanwhile; use another id")
-
-    def _require_unfenced(self) -> None:
-        markers = (Marker.parse(name) for name in self._store.names(WRITERS))
-        epochs = [marker.lane.epoch for marker in markers if marker and marker.lane.writer == self.lane.writer]
-        if max(epochs, default=0) > self.lane.epoch:
-            raise StreamFenced(
-                f"writer id {self.lane.writer!r} was claimed by another process, which has epoch {max(epochs)}; this "
-                f"one has {self.lane.epoch} and must stop. Give each process its own id"
-            )
+    # What is there.
 
     def _relist(self) -> Listing:
         """The stream as it is now, with its keys known and its names durable.
@@ -422,8 +405,6 @@ class StreamWriter:
         self._index.refresh(listing)
         return listing
 
-    # What dead writers left behind.
-
     def _carry_on(self, orphans: list[Orphan]) -> None:
         """Store what dead writers of this machine left behind, and close their lanes."""
         try:
@@ -434,11 +415,7 @@ class StreamWriter:
                 for record in unsealed_records(orphan, self._listing):
                     self.append(record)
             self.flush()
-            for lane in sorted({orphan.lane for orphan in orphans}):
-                found = self._listing.lanes.get(lane, LaneListing(lane))
-                if found.closed is None and not found.gaps and found.is_claimed:
-                    marker = Marker("closed", lane, found.next_sequence, found.stop_row)
-                    self._store.publish(marker.path, b"")
+            close_lanes(self._store, orphans, self._listing)
             dispose(self._journal_files, self._journal_dir, orphans)
         except (StreamError, OSError) as error:
             with contextlib.suppress(OSError):

@@ -1,6 +1,8 @@
 """`cong stream`: what people see, and exports that other programs read."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -207,3 +209,10 @@ def test_facts_count_everything_once(location: str) -> None:
     facts = sample_facts(StreamReader(open_store(location)))
     assert (facts.num_records, facts.num_tokens) == (40, 320)
     assert sum(facts.head_sizes.values()) == 320
+
+
+def test_a_process_that_ends_right_after_reading_ends_well(location: str) -> None:
+    # Threads that still hold bytes of Python's when the interpreter goes would abort it, about every second time.
+    command = [sys.executable, "-m", "cong.cli", "stream", "tail", location]
+    ended = [subprocess.run(command, capture_output=True, timeout=60, check=False) for _ in range(4)]
+    assert [(done.returncode, done.stderr) for done in ended] == [(0, b"")] * 4
