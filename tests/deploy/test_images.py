@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 
 from cong.cluster.images import image_trouble
+from cong.engine.vllm_backend.versions import TESTED_VERSIONS
 from cong.train.deepspeed_backend import is_compiled_in
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = [ROOT / "deploy" / "Dockerfile.cpu", ROOT / "deploy" / "Dockerfile.cuda"]
+VLLM = ROOT / "deploy" / "Dockerfile.vllm"
+"""Stands on vLLM's own image, so that what is installed is bounded by what is there."""
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+every_image = pytest.mark.parametrize("path", [*FILES, VLLM], ids=lambda path: path.name)
 
 Instruction = tuple[str, str]
 
@@ -37,7 +41,7 @@ def environment(stage: list[Instruction]) -> dict[str, str]:
     return dict(part.split("=", 1) for word, rest in stage if word == "ENV" for part in rest.split())
 
 
-@every_file
+@every_image
 def test_base_images_are_pinned_and_given_once(path: Path) -> None:
     given = arguments(path)
     used = [rest.split()[0] for word, rest in instructions(path) if word == "FROM"]
@@ -90,7 +94,7 @@ def test_the_last_stage_runs_as_a_user_and_brings_no_compiler_caches(path: Path)
     assert all("sudo" not in rest for _, rest in stage)
 
 
-@every_file
+@every_image
 def test_a_container_reaches_no_hub_and_asks_for_a_token(path: Path) -> None:
     given = environment(last_stage(path))
     assert given["HF_HUB_OFFLINE"] == given["TRANSFORMERS_OFFLINE"] == "1"
@@ -100,19 +104,29 @@ def test_a_container_reaches_no_hub_and_asks_for_a_token(path: Path) -> None:
     assert "--uid 1000" in " ".join(rest for word, rest in last_stage(path) if word == "RUN")
 
 
-@every_file
+@every_image
 def test_no_secret_is_built_in(path: Path) -> None:
     text = " ".join(rest for word, rest in instructions(path) if word in ("ENV", "ARG"))
     assert not re.search(r"(TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)=", text)
 
 
-@every_file
+@every_image
 def test_what_is_copied_exists(path: Path) -> None:
     for word, rest in instructions(path):
         parts = [part for part in rest.split() if not part.startswith("--")]
         if word == "COPY" and "--from=" not in rest:
             for source in parts[:-1]:
                 assert (ROOT / source).exists(), source
+
+
+def test_the_image_of_vllm_is_of_the_tested_version_and_keeps_what_it_brings() -> None:
+    assert arguments(VLLM)["VLLM_IMAGE"].endswith(f":v{TESTED_VERSIONS[0]}")
+    (installing,) = [rest for word, rest in instructions(VLLM) if word == "RUN"]
+    assert installing.index("pip freeze") < installing.index("--constraint /tmp/vllm-image.txt")
+    stage = last_stage(VLLM)
+    assert [rest for word, rest in stage if word == "USER"] == ["ray"]
+    assert environment(stage)["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    assert ("ENTRYPOINT", "[]") in stage, "`ray up` starts containers with a shell"
 
 
 def test_both_images_differ_only_in_what_they_compute_on() -> None:

@@ -12,7 +12,7 @@ from serve.files import read_serve_file
 from serve.light import LightSettings
 
 SERVE = Path(__file__).parent.parent.parent / "serve"
-SHIPPED = [SERVE / "config.yaml", SERVE / "config-lab.yaml"]
+SHIPPED = [SERVE / "config.yaml", SERVE / "config-lab.yaml", SERVE / "config-vllm.yaml"]
 
 every_file = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 
