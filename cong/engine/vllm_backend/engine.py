@@ -207,7 +207,7 @@ class VllmEngine:
             if not sequence.is_finished:
                 self._desk.take_token(sequence, token, now)
         if output.finished and not sequence.is_finished:
-            raise AssertionError(f"vLLM ended a sample ({completion.finish_reason}) that is not at an end")
+            raise ModelError(f"vLLM ended a sample by itself ({completion.finish_reason}) that is not at its end")
 
     def _take_score(self, sequence: Sequence, output: RequestOutput, tokens: list[TokenRecord], now: float) -> None:
         if not tokens:
