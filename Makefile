@@ -38,7 +38,7 @@ test: $(READY) ## Every test: those without Ray side by side, then those with on
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ray
 
 test-vllm: $(VLLM_READY) ## The vLLM back end, on a CPU, in an environment of its own
-	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -q tests/vllm
+	OMP_NUM_THREADS=1 CONG_VLLM_RESULTS=docs/results/vllm.json $(VLLM_VENV)/bin/python -m pytest -q tests/vllm
 
 check: $(READY) ## Format, lint, strict types, import rules, docs build
 	$(BIN)/ruff format --check cong serve jobs bench tests

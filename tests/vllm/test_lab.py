@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ NUM_PROMPTS = 400
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_samples_of_both_back_ends_have_equal_gold_reward(tmp_path: Path) -> None:
+def test_samples_of_both_back_ends_have_equal_gold_reward(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     config = LabConfig(evaluation=EvaluationSettings(num_prompts=NUM_PROMPTS))
     base = load_network(SHIPPED / "weak_base")
     save_network(align(base, config).network, tmp_path / "aligned")
@@ -47,7 +50,11 @@ def test_samples_of_both_back_ends_have_equal_gold_reward(tmp_path: Path) -> Non
     assert ours.keys() == theirs.keys()
     mean, other = statistics.fmean(ours.values()), statistics.fmean(theirs.values())
     error = math.hypot(*(statistics.stdev(each.values()) / math.sqrt(len(each)) for each in rewards))
-    print(f"gold reward {mean:.3f} and {other:.3f}, standard error of the difference {error:.3f}")
+    share_equal = statistics.fmean(texts[0][key] == texts[1][key] for key in ours)
+    record_property("gold_reward_cong", round(mean, 4))
+    record_property("gold_reward_vllm", round(other, 4))
+    record_property("gold_reward_standard_error", round(error, 4))
+    record_property("share_of_equal_samples", share_equal)
     assert mean > 0.5, "contrast is at work"
     assert abs(mean - other) < 2 * error
-    assert statistics.fmean(texts[0][key] == texts[1][key] for key in ours) > 0.95, "the draws are the same"
+    assert share_equal > 0.95, "the draws are the same"
