@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import transformers
@@ -63,6 +63,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 EXACT = [family for family in FAMILIES if family != "gemma2"]
 """vLLM's CPU kernel caps attention scores by an approximation: log-probabilities of Gemma 2 are off by 0.01."""
 
+Kept = TypeVar("Kept")
+
 ROLES: dict[int, tuple[Role, ...]] = {1: ("aligned",), 2: ("aligned", "base"), 3: ("strong", "aligned", "base")}
 
 CONFIG = EngineConfig.model_validate(
@@ -83,6 +85,7 @@ class VllmWorld(World):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self._engines: dict[Any, VllmEngine] = {}
+        self._kept: list[object] = []
 
     def folder(self, family: str, seed: int, **changes: Any) -> Path:
         """The folder of a random network."""
@@ -114,7 +117,12 @@ class VllmWorld(World):
         """An engine of the caller's own."""
         from cong.engine.vllm_backend.engine import VllmEngine
 
-        return VllmEngine(self.described(*folders), config, **options)
+        return self.keep(VllmEngine(self.described(*folders), config, **options))
+
+    def keep(self, engine: Kept) -> Kept:
+        """Hold on to an engine: one that is collected takes along what every vLLM of its process shares."""
+        self._kept.append(engine)
+        return engine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,7 @@ from cong.lab.networks import load_network, save_network
 from cong.lab.stages import align, contrastive_parameters, held_out_prompts
 from cong.lab.world import gold_reward
 from cong.schemas import Prompt, SampleRequest
-from tests.vllm.conftest import CONFIG
+from tests.vllm.conftest import CONFIG, VllmWorld
 
 NUM_PROMPTS = 400
 
@@ -23,7 +23,7 @@ NUM_PROMPTS = 400
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_samples_of_both_back_ends_have_equal_gold_reward(
-    tmp_path: Path, record_property: Callable[[str, object], None]
+    world: VllmWorld, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     config = LabConfig(evaluation=EvaluationSettings(num_prompts=NUM_PROMPTS))
     base = load_network(SHIPPED / "weak_base")
@@ -43,7 +43,7 @@ def test_samples_of_both_back_ends_have_equal_gold_reward(
         EngineConfig(kv_memory_bytes=2**24, max_running=64),
         CONFIG.model_copy(update={"max_running": 64}),
     ):
-        records = {record.key: record for record in open_engine(models, settings).generate(requests)}
+        records = {record.key: record for record in world.keep(open_engine(models, settings)).generate(requests)}
         rewards.append({key: gold_reward(r.prompt.text or "", r.completion_text) for key, r in records.items()})
         texts.append({key: record.completion_text for key, record in records.items()})
     ours, theirs = rewards
