@@ -84,7 +84,6 @@ class Variant:
 
 DEFAULT = Variant("cong")
 VARIANTS = (
-    DEFAULT,
     Variant("one network after the other", {"stacks_networks": False}),
     Variant("layers not compiled", {"compiles_layers": False}),
     Variant("no captured graphs", {"captures_graphs": False, "compiles_layers": False}),
@@ -287,7 +286,7 @@ def measure_shape(name: str, options: argparse.Namespace, console: Console, copi
     shape = SHAPES[name]
     tokenizer = make_tokenizer(shape["vocab_size"])
     results: list[dict[str, Any]] = []
-    variants = VARIANTS if options.variants else (DEFAULT,)
+    variants = (DEFAULT, *(VARIANTS if name in options.variants else ()))
     for variant in variants:
         started = time.perf_counter()
         networks = make_pair(shape, tokenizer)
@@ -301,14 +300,15 @@ def measure_shape(name: str, options: argparse.Namespace, console: Console, copi
         engine = Engine(networks, config)
         start_s = time.perf_counter() - started
         room = engine.stats().num_blocks * config.block_size
-        for count in options.sequences if variant is DEFAULT else options.sequences[-1:]:
+        for count in options.sequences if variant is DEFAULT else [64]:
             if count * (options.prompt_tokens + options.new_tokens + 40) > room:
                 console.print(f"{name}: {count} sequences do not fit into {room:,} tokens of keys and values")
                 continue
             decode(engine, min(count, 16), options.prompt_tokens, 6, 100)  # warms up
             published = {"top_p": 0.95, "repetition_penalty": 1.2}
             for parameters in ({}, published) if variant is DEFAULT and count == 64 else ({},):
-                row = decode(engine, count, options.prompt_tokens, options.new_tokens, 1, **parameters)
+                seed = 2 * count + bool(parameters)  # no prompt was seen before
+                row = decode(engine, count, options.prompt_tokens, options.new_tokens, seed, **parameters)
                 row |= {"shape": name, "variant": variant.name, "start_s": start_s, "parameters": parameters}
                 row["share_of_copy"] = row["share_of_nominal"] * nominal_bandwidth() / copied
                 results.append(row)
@@ -321,15 +321,13 @@ def measure_shape(name: str, options: argparse.Namespace, console: Console, copi
             results.append({"shape": name, "nearness": near})
         del engine, networks
         release()
-    if options.peers:
-        for count in options.sequences[-1:]:
-            try:
-                row = continuous_batching(shape, count, options.prompt_tokens, options.new_tokens)
-            except Exception as error:  # noqa: BLE001 a peer that fails is named and left out
-                console.print(f"transformers continuous batching is left out: {error!r}", style="bold red")
-                continue
+    if name in options.peers:
+        try:
+            row = continuous_batching(shape, 64, options.prompt_tokens, options.new_tokens)
             results.append(row | {"shape": name, "variant": "transformers continuous batching, ONE network"})
             console.print(f"{name}: transformers continuous batching, ONE network: {row}")
+        except Exception as error:  # noqa: BLE001 a peer that fails is named and left out
+            console.print(f"transformers continuous batching is left out: {error!r}", style="bold red")
         release()
     return results
 
@@ -382,8 +380,8 @@ def main() -> int:
     parser.add_argument("--prompt-tokens", type=int, default=1_024)
     parser.add_argument("--new-tokens", type=int, default=40)
     parser.add_argument("--step-tokens", type=int, default=8_192, help="tokens computed in one step, at most")
-    parser.add_argument("--variants", action="store_true", help="also with parts of the engine turned off")
-    parser.add_argument("--peers", action="store_true", help="transformers continuous batching beside it")
+    parser.add_argument("--variants", nargs="*", default=[], help="shapes to run also with parts turned off")
+    parser.add_argument("--peers", nargs="*", default=[], help="shapes to run under transformers, too")
     parser.add_argument("--profile", action="store_true", help="print the kernels of some steps")
     options = parser.parse_args()
     if not torch.cuda.is_available():

@@ -2,7 +2,6 @@
 
 from cong.decoding.contrast import Mixture, head_mask, interpolate_logits, logprobs, mix, penalize, reference_shift
 from cong.decoding.draw import draw, prompt_seed, uniforms, warp
-from cong.decoding.heads import Heads, decode_heads, find_heads
 from cong.decoding.methods import METHODS, Parametrisation, equivalent_alpha, parametrise
 from cong.decoding.rules import DrawRule, Rules, stack_rules
 from cong.decoding.step import Step, decode_step
@@ -10,16 +9,13 @@ from cong.decoding.step import Step, decode_step
 __all__ = [
     "METHODS",
     "DrawRule",
-    "Heads",
     "Mixture",
     "Parametrisation",
     "Rules",
     "Step",
-    "decode_heads",
     "decode_step",
     "draw",
     "equivalent_alpha",
-    "find_heads",
     "head_mask",
     "interpolate_logits",
     "logprobs",

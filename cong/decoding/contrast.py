@@ -29,8 +29,6 @@ class Mixture:
     is_head_BV: Tensor
     floored_BV: Tensor | None
     """True where the floor acted on a head token of some network; None for one network."""
-    vocab_size: int
-    """V; the tensors may have fewer columns, as long as every head token has one."""
 
     @property
     def head_sizes_B(self) -> Tensor:
@@ -59,32 +57,20 @@ def mix(logits: Sequence[Tensor], rules: Rules) -> Mixture:
         weighted_KBV = tuple(
             logprobs(logits_BV / rules.network_temperature_BK[:, k, None]) for k, logits_BV in enumerate(logits)
         )
-    is_head_BV = head_mask(plain_KBV[0], rules.head_log_lambda_B)
-    return mix_logprobs(plain_KBV, weighted_KBV, is_head_BV, rules, rules.exempt_BV, logits[0].shape[-1])
-
-
-def mix_logprobs(
-    plain_KBV: tuple[Tensor, ...],
-    weighted_KBV: tuple[Tensor, ...],
-    is_head_BV: Tensor,
-    rules: Rules,
-    exempt_BV: Tensor | None,
-    vocab_size: int,
-) -> Mixture:
-    """Score the head tokens, given what every network says at temperature 1 and at its own."""
     anchor_BV = weighted_KBV[0]
+    is_head_BV = head_mask(plain_KBV[0], rules.head_log_lambda_B)
     scores_BV = rules.weights_BK[:, 0, None] * anchor_BV
     floored_BV: Tensor | None = None
-    for k in range(1, len(weighted_KBV)):
+    for k in range(1, len(logits)):
         other_BV = weighted_KBV[k]
-        if exempt_BV is not None:
-            other_BV = torch.where(exempt_BV, anchor_BV, other_BV)
+        if rules.exempt_BV is not None:
+            other_BV = torch.where(rules.exempt_BV, anchor_BV, other_BV)
         is_low_BV = (other_BV < rules.floor_B[:, None]) & is_head_BV
         floored_BV = is_low_BV if floored_BV is None else floored_BV | is_low_BV
         floored_other_BV = torch.maximum(other_BV, rules.floor_B[:, None])
         scores_BV = torch.addcmul(scores_BV, floored_other_BV, rules.weights_BK[:, k, None].to(scores_BV.dtype))
     scores_BV = torch.where(is_head_BV, scores_BV, -math.inf)
-    return Mixture(scores_BV, plain_KBV, is_head_BV, floored_BV, vocab_size)
+    return Mixture(scores_BV, plain_KBV, is_head_BV, floored_BV)
 
 
 def reference_shift(mixture: Mixture, rules: Rules) -> Tensor:
@@ -94,7 +80,8 @@ def reference_shift(mixture: Mixture, rules: Rules) -> Tensor:
     (1 - alpha) * ln(sum_{v in H} p_base(v) + (V - |H|) e^-0.001). Sampling does not see a constant, but a
     multiplicative penalty does.
     """
-    num_outside_B = mixture.vocab_size - mixture.head_sizes_B
+    vocab_size = mixture.is_head_BV.shape[-1]
+    num_outside_B = vocab_size - mixture.head_sizes_B
     shift_B = torch.zeros_like(mixture.scores_BV[:, 0])
     for k in range(1, len(mixture.logprobs_KBV)):
         head_mass_B = mixture.logprobs_KBV[k].exp().masked_fill(~mixture.is_head_BV, 0.0).sum(-1)

@@ -15,7 +15,6 @@ from cong.decoding.rules import Rules
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_FEW_COLUMNS = 1024
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
@@ -52,11 +51,9 @@ def prompt_seed(seed: int, prompt_token_ids: Iterable[int]) -> int:
 def _nucleus(probs_BV: Tensor, top_k_B: Tensor | None, top_p_B: Tensor | None) -> Tensor:
     """True for tokens that survive top-k and top-p; equal probabilities are taken in order of id.
 
-    Of many columns, only as many of the best are sorted as the widest row has with any probability at all.
+    Only as many of the best tokens are sorted as the widest row has with any probability at all.
     """
-    width = probs_BV.shape[-1]
-    if width > _FEW_COLUMNS or probs_BV.device.type == "cpu":  # on a GPU, to ask for the widest row is to wait for it
-        width = int((probs_BV > 0).sum(-1).amax())
+    width = int((probs_BV > 0).sum(-1).amax())
     best_BH, ids_BH = probs_BV.topk(width, dim=-1)
     order_BH = ids_BH.argsort(dim=-1)
     best_BH, ids_BH = best_BH.gather(-1, order_BH), ids_BH.gather(-1, order_BH)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cong.decoding.contrast import Mixture, mix, penalize
+from cong.decoding.contrast import mix, penalize
 from cong.decoding.draw import draw, uniforms, warp
 from cong.decoding.rules import Rules
 
@@ -42,18 +42,7 @@ def decode_step(
     `is_seen_BV` says which tokens a row's penalty acts on; it may be left out where no row has a penalty.
     `banned_BV` marks tokens that are not drawn, except in a row whose head set holds nothing else.
     """
-    return draw_from(mix(logits, rules), rules, sample_index_B, position_B, is_seen_BV, banned_BV)
-
-
-def draw_from(
-    mixture: Mixture,
-    rules: Rules,
-    sample_index_B: Tensor,
-    position_B: Tensor,
-    is_seen_BV: Tensor | None,
-    banned_BV: Tensor | None,
-) -> Step:
-    """Draw one of the mixture's columns for each row."""
+    mixture = mix(logits, rules)
     scores_BV = mixture.scores_BV
     if rules.penalty_B is not None:
         assert is_seen_BV is not None, "a penalty needs to know the tokens seen"

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from collections.abc import Sequence as Ordered
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cong.engine.pool import NULL_BLOCK, Places
+from cong.engine.pool import NULL_BLOCK
 from cong.engine.tiles import TiledLayout, Tiles
 
 logger = logging.getLogger(__name__)
@@ -21,6 +20,7 @@ logger = logging.getLogger(__name__)
 Run = Callable[[Tensor, Tensor, TiledLayout], tuple[Tensor, ...]]
 """Token ids [N], positions [N] and their layout to the logits [N, V] of every network."""
 
+_NOBODY: tuple[Ordered[int], int] = ((), 0)
 _SIZES = (2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 
 
@@ -30,11 +30,13 @@ class CapturedDecoding:
     def __init__(self, run: Run, max_rows: int, max_blocks: int, device: torch.device) -> None:
         self._sizes = graph_sizes(max_rows)
         largest = self._sizes[-1]
-        self._token_ids = torch.zeros(largest, dtype=torch.int64, device=device)
-        self._positions = torch.zeros(largest, dtype=torch.int64, device=device)
+        self._tokens = torch.zeros(2, largest, dtype=torch.int64, device=device)
+        """Ids and positions."""
         self._table = torch.full((largest, max_blocks), NULL_BLOCK, dtype=torch.int32, device=device)
-        self._numbers = torch.empty(largest * (max_blocks + 4), dtype=torch.int32, device=device)
-        self._staged = torch.empty(self._numbers.shape, dtype=torch.int32).pin_memory()
+        self._staged_tokens = torch.zeros(2, largest, dtype=torch.int64).pin_memory()
+        self._staged_table = torch.full((largest, max_blocks), NULL_BLOCK, dtype=torch.int32).pin_memory()
+        self._tables: list[tuple[Ordered[int], int]] = [_NOBODY] * largest
+        """Which blocks each row of the table holds, and how many: they grow at their end only."""
         # Graphs hold addresses, not tensors: whatever they read lives as long as they do.
         self._rows = torch.arange(largest, dtype=torch.int32, device=device)
         self._ones = torch.ones_like(self._rows)
@@ -53,7 +55,7 @@ class CapturedDecoding:
         """Largest first, so that the others fit into its memory."""
         pool: Any = None
         for size in reversed(self._sizes):
-            ids, positions, rows = self._token_ids[:size], self._positions[:size], self._rows[:size]
+            (ids, positions), rows = self._tokens[:, :size], self._rows[:size]
             tiles = Tiles(rows, self._ones[:size], positions, rows, are_single=True)
             layout = TiledLayout(self._table[:size], rows, positions, (tiles,))
             side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -69,25 +71,45 @@ class CapturedDecoding:
             pool = pool or graph.pool()
             self._graphs[size] = graph
 
-    def replay(self, token_ids: Ordered[int], positions: Ordered[int], places: Places) -> tuple[Tensor, ...]:
-        """Logits [B, V] of every network, overwritten by the next replay."""
-        num_rows, num_blocks = places.shape
+    def replay(
+        self, token_ids: Ordered[int], positions: Ordered[int], tables: Ordered[list[int]]
+    ) -> tuple[Tensor, ...]:
+        """Logits [B, V] of every network, overwritten by the next replay.
+
+        A table is a sequence's own list of blocks: it is read again when it is another list, or has grown.
+        """
+        num_rows = len(token_ids)
         size = next(size for size in self._sizes if size >= num_rows)
-        numbers = np.zeros((size, 2 + num_blocks), dtype=np.int32)
-        numbers[:num_rows, 0] = token_ids
-        numbers[:num_rows, 1] = positions
-        numbers[:num_rows, 2:] = places
         self._is_staged.synchronize()  # the last step's transfer has read what is overwritten now
-        self._staged[: numbers.size].copy_(torch.from_numpy(numbers).view(-1))
-        moved = self._numbers[: numbers.size]
-        moved.copy_(self._staged[: numbers.size], non_blocking=True)
+        staged = self._staged_tokens.numpy()
+        staged[0, :num_rows], staged[1, :num_rows] = token_ids, positions
+        staged[:, num_rows:size] = 0
+        self._tokens[0, :size].copy_(self._staged_tokens[0, :size], non_blocking=True)
+        self._tokens[1, :size].copy_(self._staged_tokens[1, :size], non_blocking=True)
+        if self._stage_tables(tables, size):
+            self._table[:size].copy_(self._staged_table[:size], non_blocking=True)
         self._is_staged.record()
-        moved = moved.view(numbers.shape)
-        self._token_ids[:size].copy_(moved[:, 0])
-        self._positions[:size].copy_(moved[:, 1])
-        self._table[:size, :num_blocks].copy_(moved[:, 2:])
         self._graphs[size].replay()
         return tuple(each[:num_rows] for each in self._logits)
+
+    def _stage_tables(self, tables: Ordered[list[int]], size: int) -> bool:
+        """Write down what has changed since the last step; whether anything has."""
+        staged = self._staged_table.numpy()
+        has_changed = False
+        for row, blocks in enumerate(tables):
+            known, num_known = self._tables[row]
+            if known is not blocks or num_known != len(blocks):
+                first = num_known if known is blocks else 0
+                staged[row, first : len(blocks)] = blocks[first:]
+                staged[row, first : len(blocks)] += 1  # places
+                self._tables[row] = blocks, len(blocks)
+                has_changed = True
+        for row in range(len(tables), size):
+            if self._tables[row] != _NOBODY:
+                staged[row, 0] = NULL_BLOCK
+                self._tables[row] = _NOBODY
+                has_changed = True
+        return has_changed
 
 
 def graph_sizes(max_rows: int) -> tuple[int, ...]:

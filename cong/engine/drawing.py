@@ -3,15 +3,16 @@
 Legend: K networks, B drawing rows, V tokens.
 """
 
+import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cong.decoding import Rules, Step, decode_heads, decode_step, logprobs, stack_rules
-from cong.engine.heads import HEAD_WIDTH, find_heads_on_gpu
+from cong.decoding import DrawRule, Rules, decode_step, logprobs, stack_rules, uniforms
+from cong.engine.heads import HEAD_WIDTH, RuleNumbers, draw_on_gpu, find_heads_on_gpu, number_rules
 from cong.engine.protocol import TokenRecord
 from cong.engine.scheduler import Chunk
 from cong.engine.sequence import Sequence
@@ -22,11 +23,12 @@ class _Rows:
     """One batch of drawing sequences and what stays the same while it does."""
 
     sequences: list[Sequence]
-    rules: Rules
-    sample_index_B: Tensor
+    head_log_lambda_B: Tensor
     is_seen_BV: Tensor | None
-    has_small_heads: bool
-    """Whether every head set so far was small enough to be looked at alone."""
+    numbers: RuleNumbers | None
+    """None = some head set is too large to be looked at alone."""
+    rules: Rules | None = None
+    """Made on first use."""
 
 
 class Drawer:
@@ -44,21 +46,48 @@ class Drawer:
         if not sequences:
             return []
         rows = self._rows_for(sequences)
-        logits = tuple(logits_BV[:, : self.vocab_size] for logits_BV in logits)
-        position_B = torch.tensor([sequence.num_drawn for sequence in sequences], device=self.device)
-        given = (rows.rules, rows.sample_index_B, position_B)
+        real = tuple(logits_BV[:, : self.vocab_size] for logits_BV in logits)
         banned_BV = self._banned(sequences)
-        if rows.has_small_heads:
-            heads = find_heads_on_gpu(logits, rows.rules.head_log_lambda_B)
-            step = decode_heads(heads, *given, self.vocab_size, rows.is_seen_BV, banned_BV)
-            records = _records(replace(step, head_size_B=heads.sizes_B))
-            rows.has_small_heads = all(record.head_size <= HEAD_WIDTH for record in records)
-        if not rows.has_small_heads:
-            step = decode_step(logits, *given, rows.is_seen_BV, banned_BV)
-            records = _records(step)
+        records, token_B = self._draw_from_heads(rows, real, banned_BV)
+        if token_B is None:
+            records, token_B = self._draw_from_all(rows, real, banned_BV)
         if rows.is_seen_BV is not None:
-            rows.is_seen_BV.scatter_(1, step.token_B[:, None], True)
+            rows.is_seen_BV.scatter_(1, token_B[:, None], True)
         return records
+
+    def _draw_from_heads(
+        self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None
+    ) -> tuple[list[TokenRecord], Tensor | None]:
+        """By kernels that look at head sets alone; no tokens where one of them is too large."""
+        if rows.numbers is None:
+            return [], None
+        heads = find_heads_on_gpu(logits, rows.head_log_lambda_B)
+        uniform_B = uniforms(*self._coordinates(rows, torch.device("cpu"))).to(self.device)
+        record_BR = draw_on_gpu(heads, rows.numbers, uniform_B, self.vocab_size, rows.is_seen_BV, banned_BV)
+        records = _records(record_BR)
+        if any(record.head_size > HEAD_WIDTH for record in records):
+            rows.numbers = None
+            return [], None
+        return records, record_BR[:, 0].long()
+
+    def _draw_from_all(
+        self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None
+    ) -> tuple[list[TokenRecord], Tensor]:
+        """In plain torch, on the whole vocabulary."""
+        if rows.rules is None:
+            rows.rules = stack_rules([sequence.rule for sequence in rows.sequences], self.vocab_size, self.device)
+        _, sample_index_B, position_B = self._coordinates(rows, self.device)
+        step = decode_step(logits, rows.rules, sample_index_B, position_B, rows.is_seen_BV, banned_BV)
+        columns = (step.token_B, step.head_size_B, step.mixture_logprob_B, *step.logprobs_BK.unbind(-1))
+        return _records(torch.stack([column.double() for column in columns], dim=-1)), step.token_B
+
+    def _coordinates(self, rows: _Rows, device: torch.device) -> Tensor:
+        """What each row's random number depends on: seed, sample index and position [3, B]."""
+        sequences = rows.sequences
+        return torch.tensor(
+            [[s.rule.seed for s in sequences], [s.sample_index for s in sequences], [s.num_drawn for s in sequences]],
+            device=device,
+        )
 
     @torch.inference_mode()
     def score(self, chunks: Ordered[Chunk], logits: Ordered[Tensor]) -> list[list[TokenRecord]]:
@@ -74,17 +103,28 @@ class Drawer:
 
     def _rows_for(self, sequences: list[Sequence]) -> _Rows:
         if self._rows is None or self._rows.sequences != sequences:
-            parameters = [sequence.parameters for sequence in sequences]
-            has_penalty = any(p.repetition_penalty != 1.0 for p in parameters)
+            rules = [sequence.rule for sequence in sequences]
+            has_penalty = any(rule.repetition_penalty != 1.0 for rule in rules)
             self._rows = _Rows(
                 sequences=sequences,
-                rules=stack_rules([sequence.rule for sequence in sequences], self.vocab_size, self.device),
-                sample_index_B=torch.tensor([sequence.sample_index for sequence in sequences], device=self.device),
+                head_log_lambda_B=torch.tensor(
+                    [math.log(rule.head_lambda) if rule.head_lambda else -math.inf for rule in rules],
+                    device=self.device,
+                ),
                 is_seen_BV=self._mark(map(_seen, sequences), len(sequences)) if has_penalty else None,
-                has_small_heads=self._finds_heads
-                and not any(p.head_lambda == 0.0 or any(t != 1.0 for t in p.network_temperatures) for p in parameters),
+                numbers=self._numbers_of(rules),
             )
         return self._rows
+
+    def _numbers_of(self, rules: Ordered[DrawRule]) -> RuleNumbers | None:
+        """For the kernels; None where they cannot be used."""
+        has_own_temperatures = any(t != 1.0 for rule in rules for t in rule.network_temperatures)
+        if not self._finds_heads or has_own_temperatures or any(rule.head_lambda == 0.0 for rule in rules):
+            return None
+        exempt = [rule.exempt_token_ids for rule in rules]
+        return number_rules(
+            rules, self.vocab_size, self._mark(exempt, len(rules)) if any(exempt) else None, self.device
+        )
 
     def _banned(self, sequences: list[Sequence]) -> Tensor | None:
         """Tokens that would end a sequence before its minimum, or None where no row has one to keep."""
@@ -98,11 +138,12 @@ class Drawer:
         return mask_BV.to(self.device)
 
 
-def _records(step: Step) -> list[TokenRecord]:
+def _records(record_BR: Tensor) -> list[TokenRecord]:
     """What is recorded of each drawn token, in one transfer from the device."""
-    columns = (step.token_B, step.head_size_B, step.mixture_logprob_B, *step.logprobs_BK.unbind(-1))
-    rows = torch.stack([column.double() for column in columns], dim=-1).tolist()
-    return [TokenRecord(int(row[0]), tuple(row[3:]), row[2], int(row[1])) for row in rows]
+    return [
+        TokenRecord(int(token_id), tuple(logprobs), mixture_logprob, int(head_size))
+        for token_id, head_size, mixture_logprob, *logprobs in record_BR.tolist()
+    ]
 
 
 def _seen(sequence: Sequence) -> list[int]:

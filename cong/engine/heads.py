@@ -1,41 +1,141 @@
-"""Head sets on a GPU by a kernel, in two walks over the logits instead of a dozen. Knows tensors only."""
+"""Drawing on a GPU in three launches: head sets found part by part, then a draw from each. Knows tensors only.
+
+Says what `cong.decoding` says, wherever head sets are small enough. Legend: K networks, B rows, V tokens.
+"""
+
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cong.decoding import Heads
+from cong.decoding import DrawRule
 
 HEAD_WIDTH = 1024
 """Tokens of a head set that are looked at; rows with a larger one are decoded on the whole vocabulary."""
-_TILE = 4096
+_PART = 8192
+_OTHERS = 16
+_PENALTY_RULES = {"additive": 0.0, "multiplicative": 1.0, "reference": 2.0}
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The head sets of B rows, their tokens by ascending id."""
+
+    ids_BH: Tensor
+    logprobs_KBH: Tensor
+    """Each network's log-probabilities at temperature 1."""
+    sizes_B: Tensor
+    """Tokens of each head set; more than H where it does not fit, and then only the first H are there."""
+
+
+@dataclass(frozen=True)
+class RuleNumbers:
+    """The rules of B rows as the kernel reads them."""
+
+    numbers_BF: Tensor
+    has_top: bool
+    """Whether any row asks for top-k or top-p."""
+    exempt_BV: Tensor | None
+
+
+def number_rules(
+    rules: Ordered[DrawRule], vocab_size: int, exempt_BV: Tensor | None, device: torch.device
+) -> RuleNumbers:
+    """The rules of several sequences; none of them has a temperature for a single network."""
+    rows = [
+        (
+            *(rule.logprob_floor, rule.temperature, float(rule.top_k or vocab_size), rule.top_p),
+            *(rule.repetition_penalty, _PENALTY_RULES[rule.penalty_rule], *rule.weights),
+        )
+        for rule in rules
+    ]
+    return RuleNumbers(
+        numbers_BF=torch.tensor(rows, dtype=torch.float32, device=device),
+        has_top=any(rule.top_k or rule.top_p < 1.0 for rule in rules),
+        exempt_BV=exempt_BV,
+    )
 
 
 def find_heads_on_gpu(logits: tuple[Tensor, ...], head_log_lambda_B: Tensor) -> Heads:
     """The head sets of up to three networks' [B, V] logits."""
-    from cong.engine.head_kernels import find_heads_kernel
+    from cong.engine.head_kernels import find_kernel, sum_kernel
 
     rows = [each if each.stride(1) == 1 else each.contiguous() for each in logits]
-    first, second, third = rows + rows[:1] * (3 - len(rows))
-    num_rows, vocab_size = first.shape
-    ids_BH = torch.zeros(num_rows, HEAD_WIDTH, dtype=torch.int64, device=first.device)
-    logprobs_KBH = torch.zeros(len(rows), num_rows, HEAD_WIDTH, dtype=torch.float32, device=first.device)
-    sizes_B = torch.empty(num_rows, dtype=torch.int64, device=first.device)
-    find_heads_kernel[(num_rows,)](
-        first,
-        second,
-        third,
-        first.stride(0),
-        second.stride(0),
-        third.stride(0),
+    given = rows + rows[:1] * (3 - len(rows))
+    strides = [each.stride(0) for each in given]
+    num_rows, vocab_size = rows[0].shape
+    num_parts = -(-vocab_size // _PART)
+    like = head_log_lambda_B
+    maxima_BKP = like.new_empty(num_rows, len(rows), num_parts)
+    totals_BKP = torch.empty_like(maxima_BKP)
+    ids_BH = like.new_zeros(num_rows, HEAD_WIDTH, dtype=torch.int64)
+    logprobs_KBH = like.new_zeros(len(rows), num_rows, HEAD_WIDTH)
+    sizes_B = like.new_empty(num_rows, dtype=torch.int64)
+    fixed = {"NUM_NETWORKS": len(rows), "NUM_PARTS": num_parts, "PART": _PART}
+    sum_kernel[(num_rows, num_parts, len(rows))](
+        *given, *strides, maxima_BKP, totals_BKP, vocab_size, **fixed, num_warps=8
+    )
+    find_kernel[(num_rows,)](
+        *given,
+        *strides,
         head_log_lambda_B,
+        maxima_BKP,
+        totals_BKP,
         ids_BH,
         logprobs_KBH,
         sizes_B,
         num_rows,
         vocab_size,
-        NUM_NETWORKS=len(rows),
+        **fixed,
+        NUM_PARTS_PADDED=1 << (num_parts - 1).bit_length(),
         WIDTH=HEAD_WIDTH,
-        TILE=_TILE,
         num_warps=8,
     )
     return Heads(ids_BH, logprobs_KBH, sizes_B)
+
+
+def draw_on_gpu(
+    heads: Heads,
+    rules: RuleNumbers,
+    uniform_B: Tensor,
+    vocab_size: int,
+    is_seen_BV: Tensor | None,
+    banned_BV: Tensor | None,
+) -> Tensor:
+    """Token, size of the head set, log-prob under the mixture and under each network, float64 [B, 3 + K].
+
+    Rows whose head set does not fit say nothing but its size.
+    """
+    from cong.engine.head_kernels import draw_kernel
+
+    num_networks, num_rows, width = heads.logprobs_KBH.shape
+    record_BR = torch.empty(num_rows, 3 + num_networks, dtype=torch.float64, device=uniform_B.device)
+
+    def flags(mask_BV: Tensor | None) -> Tensor:
+        return record_BR if mask_BV is None else mask_BV.view(torch.uint8)
+
+    draw_kernel[(num_rows,)](
+        heads.ids_BH,
+        heads.logprobs_KBH,
+        heads.sizes_B,
+        rules.numbers_BF,
+        uniform_B,
+        flags(is_seen_BV),
+        flags(banned_BV),
+        flags(rules.exempt_BV),
+        torch.empty_like(heads.logprobs_KBH[0]) if rules.has_top else record_BR,
+        record_BR,
+        num_rows,
+        vocab_size,
+        NUM_NETWORKS=num_networks,
+        NUM_NUMBERS=rules.numbers_BF.shape[1],
+        WIDTH=width,
+        HAS_PENALTY=is_seen_BV is not None,
+        HAS_BANNED=banned_BV is not None,
+        HAS_EXEMPT=rules.exempt_BV is not None,
+        HAS_TOP=rules.has_top,
+        OTHERS=_OTHERS,
+        num_warps=8,
+    )
+    return record_BR

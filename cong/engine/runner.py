@@ -146,6 +146,8 @@ class Runner:
         generator = torch.Generator().manual_seed(0)
         width = min(network.architecture.vocab_width for network in networks)
         token_ids_N = torch.randint(width, (_PROBE_TOKENS,), generator=generator).to(self.device)
+        for network in networks:
+            use_attention(network, "eager")  # the one that knows everything the network asks of attention
         own = [self._own_logits(network, token_ids_N) for network in networks]
         register_attention(ATTENTION_NAME, dispatch_attention)
         groups: list[list[int]] = []
@@ -177,7 +179,7 @@ class Runner:
         return stacks
 
     def _own_logits(self, network: Network, token_ids_N: Tensor) -> Tensor:
-        """What a network says by itself, with the attention it was loaded with: [N, V]."""
+        """What a network says by itself: [N, V]."""
         model: Any = network.model
         logits: Tensor = model(input_ids=token_ids_N[None], use_cache=False).logits[0]
         return logits
@@ -219,8 +221,8 @@ class Runner:
         if self._captured is None or len(chunks) > self._captured.max_rows or chunks[-1].count != 1:
             return ()
         token_ids = [chunk.sequence.token_ids[chunk.start] for chunk in chunks]
-        places = places_of([chunk.sequence.blocks for chunk in chunks])
-        every = self._captured.replay(token_ids, [chunk.start for chunk in chunks], places)
+        tables = [chunk.sequence.blocks for chunk in chunks]
+        every = self._captured.replay(token_ids, [chunk.start for chunk in chunks], tables)
         return every if rows == list(range(len(chunks))) else tuple(z[self._tensor(rows)] for z in every)
 
     def _run_chunks(self, chunks: Ordered[Chunk], rows: list[int]) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def keep_kernel(
     key,
     value,
@@ -60,7 +60,7 @@ def tanh(x):
     return tl.where(x < 0.0, -value, value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "table_stride"])  # they change from step to step
 def attend_kernel(
     query,
     keys,
@@ -185,7 +185,7 @@ def attend_kernel(
         tl.store(part_total + part_M, total_M, mask=is_row_M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def join_kernel(
     out,
     part_sum,

@@ -1,7 +1,6 @@
 """Identities that hold for any logits, checked on random ones."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -147,7 +146,7 @@ def test_only_the_additive_penalty_ignores_a_constant(seed: int, penalty: float,
         parameters = SamplingParameters.contrastive(0.4, head_lambda=0.0, repetition_penalty=penalty, penalty_rule=rule)
         rules = stack_rules([parameters] * 4, VOCAB)
         mixture = mix([aligned, base], rules)
-        shifted = replace(mixture, scores_BV=mixture.scores_BV + shift, floored_BV=None)
+        shifted = type(mixture)(mixture.scores_BV + shift, mixture.logprobs_KBV, mixture.is_head_BV, None)
         return torch.softmax(penalize(shifted, rules, is_seen), -1)
 
     torch.testing.assert_close(after("additive", constant), after("additive", 0.0), atol=1e-9, rtol=1e-6)

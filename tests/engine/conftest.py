@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from torch import nn
 
-from cong.models import Network, NetworkSet, join_networks, load_network
+from cong.models import Network, NetworkSet, join_networks, load_network, use_attention
 from cong.schemas import Role
 
 VOCAB = 61
@@ -136,7 +136,10 @@ class World:
 
     def oracle(self, *folders: Path) -> list[nn.Module]:
         """The same networks as the reference sampler takes them."""
-        return [load(folder).model for folder in folders]
+        networks = [load(folder) for folder in folders]
+        for network in networks:
+            use_attention(network, "eager")
+        return [network.model for network in networks]
 
 
 @pytest.fixture(autouse=True)

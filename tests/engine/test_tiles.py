@@ -1,4 +1,4 @@
-"""Attention in tiles and the head sets' kernel, by Triton's interpreter where there is no GPU, against plain torch."""
+"""Attention in tiles, by Triton's interpreter where there is no GPU, against plain attention; sizes of graphs."""
 
 import importlib.util
 
@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from cong.config.engine import EngineConfig
-from cong.decoding import find_heads
 from cong.engine.attention import attend_dense
 from cong.engine.captured import graph_sizes
-from cong.engine.heads import HEAD_WIDTH, find_heads_on_gpu
 from cong.engine.pool import LayerPool, Options, places_of
 from cong.engine.tiles import TiledLayout, has_tiles, lay_out_tiles
 
@@ -78,23 +76,6 @@ def test_tiles_attend_as_plain_attention_does(
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(ours[:, rows].float(), theirs.transpose(1, 2), rtol=tolerance, atol=tolerance)
         row += count
-
-
-@needs_triton
-@pytest.mark.parametrize(("num_networks", "dtype"), [(1, SIXTEEN_BIT), (2, torch.float32), (3, torch.float32)])
-def test_the_kernel_finds_the_head_sets(num_networks: int, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(num_networks)
-    # A slice of wider rows, longer than one tile; the last row's head set does not fit.
-    logits = tuple(
-        (4.0 * torch.randn(6, 9000, generator=generator)).to(DEVICE, dtype)[:, :8999] for _ in range(num_networks)
-    )
-    log_lambda = torch.tensor([0.1, 0.5, 1.0, 0.01, 0.001, 1e-9], device=DEVICE).log()
-    ours = find_heads_on_gpu(logits, log_lambda)
-    theirs = find_heads(logits, log_lambda, HEAD_WIDTH)
-    assert torch.equal(ours.sizes_B, theirs.sizes_B)
-    assert ours.sizes_B[-1] > HEAD_WIDTH
-    assert torch.equal(ours.ids_BH, theirs.ids_BH)
-    torch.testing.assert_close(ours.logprobs_KBH, theirs.logprobs_KBH, rtol=1e-5, atol=1e-5)
 
 
 def test_graphs_come_in_sizes_that_hold_every_step_with_few_rows_in_vain() -> None:
