@@ -323,7 +323,7 @@ def measure_shape(name: str, options: argparse.Namespace, console: Console, copi
         release()
     if name in options.peers:
         try:
-            row = continuous_batching(shape, 64, options.prompt_tokens, options.new_tokens)
+            row = continuous_batching(shape, 64, options.prompt_tokens, 129)
             results.append(row | {"shape": name, "variant": "transformers continuous batching, ONE network"})
             console.print(f"{name}: transformers continuous batching, ONE network: {row}")
         except Exception as error:  # noqa: BLE001 a peer that fails is named and left out
