@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -32,7 +33,20 @@ from cong.report import (
     to_rich,
     write_html,
 )
-from cong.stream import Cursor, Draw, Span, Store, StreamReader, compact, open_store, retain, to_records, verify
+from cong.stream import (
+    Cursor,
+    Draw,
+    Lane,
+    Place,
+    Span,
+    Store,
+    StreamReader,
+    compact,
+    open_store,
+    retain,
+    to_records,
+    verify,
+)
 from cong.stream.export import export
 from cong.stream.filesystem import LocalFileSystem
 from cong.stream.identity import require_identity
@@ -46,6 +60,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _EXCERPT_CHARS = 60
+_PLACE = re.compile(r"(?P<writer>.+)-(?P<epoch>\d{6}):(?P<row>\d{1,12})")
 _TAIL_COLUMNS = ("key", "kind", "finish_reason", "num_tokens", "implicit_reward_mean", "completion_text")
 
 
@@ -94,6 +109,10 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes:.1f} TiB"
 
 
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def _console() -> Console:
     # A pipe has no width; tables are then as wide as they need.
     return Console() if sys.stdout.isatty() else Console(width=160)
@@ -123,7 +142,8 @@ def _ls(arguments: argparse.Namespace) -> int:
         ]
         for facts in lanes
     ]
-    total = f"{listing.num_rows:,} rows in {len(listing.segments):,} segments, {_size(sum(f.num_bytes for f in lanes))}"
+    size = _size(sum(facts.num_bytes for facts in lanes))
+    total = f"{_count(listing.num_rows, 'row')} in {_count(len(listing.segments), 'segment')}, {size}"
     state = "every writer has closed" if listing.is_ended() else "still open"
     print(f"{store.location}: {total}; {state}")
     _console().print(to_rich(Table("", columns, rows)))
@@ -151,7 +171,10 @@ def _print_rows(reader: StreamReader, draw: Draw) -> None:
 
 def _tail(arguments: argparse.Namespace) -> int:
     store = _store(arguments)
-    follow = FollowSettings(poll_s=arguments.poll, idle_timeout_s=arguments.idle_timeout) if arguments.follow else None
+    if arguments.num < 0:
+        raise StreamError(f"--num is {arguments.num}; give 0 or more records per writer")
+    given = {"poll_s": arguments.poll, "idle_timeout_s": arguments.idle_timeout}
+    follow = check(FollowSettings, given, "command line") if arguments.follow else None
     settings = ReadSettings(on_damage="skip", is_deduplicated=False, follow=follow)
     reader = StreamReader(store, settings)
     listing = reader.listing
@@ -171,17 +194,35 @@ def _tail(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     store = _store(arguments)
-    index = KeyIndex(store, require_identity(store), index_cache(store, ""))
-    index.refresh(list_stream(store))
-    place = index.find(arguments.key)
-    if place is None:
-        raise StreamError(f"{store.location} has no record with key {arguments.key!r}; give the whole key")
+    place = _place(store, arguments.key)
     reader = StreamReader(store, ReadSettings(on_damage="skip", is_deduplicated=False))
     number, row = np.zeros(1, dtype=np.int64), np.array([place.row], dtype=np.int64)
     (record,) = to_records(reader.fetch(Draw((place.lane,), number, row, reader.cursor)))
     print(f"{Span(place.lane, place.row, place.row + 1)}", file=sys.stderr)
     print(json.dumps(record.model_dump(mode="json"), ensure_ascii=False, indent=2))
     return 0
+
+
+def _place(store: Store, text: str) -> Place:
+    """Where a record lies that is named by its key, or by its place as `tail` shows it."""
+    listing = list_stream(store)
+    found = _PLACE.fullmatch(text)
+    if found is not None:
+        place = Place(Lane(found["writer"], int(found["epoch"])), int(found["row"]))
+        lane = listing.lanes.get(place.lane)
+        if lane is not None and lane.segment_of(place.row):
+            return place
+        rows = f"its rows are {lane.first_row} to {lane.stop_row - 1}" if lane and lane.num_rows else "it has no rows"
+        raise StreamError(f"{store.location} has no row {place.row} of {place.lane}; {rows}")
+    index = KeyIndex(store, require_identity(store), index_cache(store, ""))
+    index.refresh(listing)
+    by_key = index.find(text)
+    if by_key is None:
+        raise StreamError(
+            f"{store.location} has no record with key {text!r}; give the whole key, or the place that `tail` shows, as "
+            "writer-000001:12"
+        )
+    return by_key
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -192,9 +233,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         rows = f" [{problem.rows}]" if problem.rows is not None else ""
         print(f"{problem.path}: {problem.what}{rows}")
     print(
-        f"{report.num_rows:,} rows in {report.num_segments:,} segments, {_size(report.num_bytes)}, are what was "
-        f"written; {len(report.problems)} problem(s), {report.num_journal_records} record(s) in journals only, "
-        f"{report.num_leftovers} harmless leftover(s)"
+        f"{_count(report.num_rows, 'row')} in {_count(report.num_segments, 'segment')}, {_size(report.num_bytes)}: as "
+        f"written; {_count(len(report.problems), 'problem')}, {_count(report.num_journal_records, 'record')} in "
+        f"journals only, {_count(report.num_leftovers, 'harmless leftover')}"
     )
     return 0 if report.is_sound else 1
 
@@ -208,10 +249,11 @@ def _store_unchecked(arguments: argparse.Namespace) -> Store:
 
 
 def _compact(arguments: argparse.Namespace) -> int:
-    settings = WriteSettings(rows_per_segment=arguments.rows_per_segment, bytes_per_segment=arguments.bytes_per_segment)
-    done = compact(_store(arguments), settings, is_dry_run=arguments.dry_run)
+    given = {"rows_per_segment": arguments.rows_per_segment, "bytes_per_segment": arguments.bytes_per_segment}
+    done = compact(_store(arguments), check(WriteSettings, given, "command line"), is_dry_run=arguments.dry_run)
     verb = "would become" if arguments.dry_run else "became"
-    print(f"{done.num_before:,} segments {verb} {done.num_after:,}; {done.num_removed:,} files removed")
+    what = f"{verb} {done.num_after:,}" if done.num_after < done.num_before else "stay: no neighbours fit into one"
+    print(f"{_count(done.num_before, 'segment')} {what}; {_count(done.num_removed, 'file')} removed")
     return 0
 
 
@@ -240,8 +282,8 @@ def _retain(arguments: argparse.Namespace) -> int:
     size = _size(sum(sizes.get(segment.path, 0) for segment in done.segments))
     num_left = len(before.segments) - len(done.segments)
     print(
-        f"{store.location}: {done.num_rows:,} rows in {len(done.segments):,} segments, {size}, {verb}; "
-        f"{before.num_rows - done.num_rows:,} rows in {num_left:,} segments stay"
+        f"{store.location}: {_count(done.num_rows, 'row')} in {_count(len(done.segments), 'segment')}, {size}, {verb}; "
+        f"{_count(before.num_rows - done.num_rows, 'row')} in {_count(num_left, 'segment')} stay"
     )
     if not done.segments:
         print("no segment lies wholly below every cursor, so every one may still be read")
@@ -286,6 +328,8 @@ def _plots(facts: SampleFacts) -> list[Plot]:
 
 
 def _stats(arguments: argparse.Namespace) -> int:
+    if arguments.png and arguments.png.suffix not in (".png", ".svg"):
+        raise StreamError(f"--png is {arguments.png}; give a name that ends in .png, or in .svg")
     store = _store(arguments)
     facts = sample_facts(StreamReader(store, _settings(arguments)))
     if not facts.num_records:
@@ -305,6 +349,14 @@ def _stats(arguments: argparse.Namespace) -> int:
     ]
     table = Table(f"Samples of {store.location}", [Column("what", "left"), Column("value")], numbers)
     _console().print(to_rich(table))
+    try:
+        _draw(arguments, store, facts, table)
+    except OSError as error:
+        raise StreamError(f"cannot write {error.filename}: {error.strerror or error}") from error
+    return 0
+
+
+def _draw(arguments: argparse.Namespace, store: Store, facts: SampleFacts, table: Table) -> None:
     plots = _plots(facts)
     if arguments.png:
         save_plot(Panels(plots, num_columns=2), arguments.png)  # type: ignore[arg-type]
@@ -316,7 +368,6 @@ def _stats(arguments: argparse.Namespace) -> int:
         )
         write_html(page, arguments.html)
         print(f"wrote {arguments.html}")
-    return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -333,10 +384,11 @@ def _export(arguments: argparse.Namespace) -> int:
         )
     reader = StreamReader(store, settings)
     done = export(reader, arguments.target, arguments.form, getattr(arguments, "as"), rejected, arguments.licence)
-    print(f"read {done.facts.num_records:,} records, wrote {done.num_rows:,} rows to {arguments.target}")
+    read, written = _count(done.facts.num_records, "record"), _count(done.num_rows, "row")
+    print(f"read {read}, wrote {written} to {arguments.target}")
     if done.num_rows < done.facts.num_records:
         num_alone = done.facts.num_records - done.num_rows
-        print(f"{num_alone:,} contrastive samples have no plain one of the same prompt, and are left out")
+        print(f"left out: {_count(num_alone, 'contrastive sample')} without a plain one of the same prompt")
     _note_skipped(reader.cursor)
     return 0
 
@@ -381,8 +433,8 @@ def add_stream_commands(commands: "Commands") -> None:
     tail.add_argument("--poll", type=float, default=0.5, metavar="S", help="look every S seconds (0.5)")
     tail.set_defaults(run=_tail)
 
-    show = actions.add_parser("show", parents=[where], help="one record as JSON, by its key")
-    show.add_argument("key", metavar="KEY")
+    show = actions.add_parser("show", parents=[where], help="one record as JSON, by its key or its place")
+    show.add_argument("key", metavar="KEY", help="the whole key, or the place that tail shows, as writer-000001:12")
     show.set_defaults(run=_show)
 
     proof = actions.add_parser("verify", parents=[where], help="check every byte; exit code 1 and what is wrong")

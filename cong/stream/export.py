@@ -67,11 +67,14 @@ def export(
     rows = _rows(reader, form, rejected, facts)
     first = next(rows, None)
     if first is None:
-        raise StreamError("there is nothing to export: no record passes, or no prompt has both sides")
+        raise StreamError(
+            "there is nothing to export: no record passes the filter, or no prompt has both a contrastive and a plain "
+            "sample; the plain ones may lie in another stream, which is then named as the rejected one"
+        )
     schema = _schema(first)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         every = _with_first(first, rows)
         if container == "jsonl":
             num_rows = _write_jsonl(every, temporary)
@@ -82,13 +85,20 @@ def export(
             card = CardFacts(target.name, form, num_rows, licence, schema.names, facts)
             (temporary / "README.md").write_text(dataset_card(card), encoding="utf-8")
         os.replace(temporary, target)
+    except OSError as error:
+        _remove(temporary)
+        raise StreamError(f"cannot write {target}: {error.strerror or error}; nothing is left of it") from error
     except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            temporary.unlink()
+        _remove(temporary)
         raise
     return Exported(facts, num_rows)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _with_first(first: Row, rest: Iterator[Row]) -> Iterator[Row]:

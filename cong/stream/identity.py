@@ -35,7 +35,7 @@ def require_identity(store: Store) -> str:
     """The stream's name; an error where there is none."""
     stream = read_identity(store)
     if stream is None:
-        raise StreamError(f"{store.location} holds no stream; a writer makes one when it opens")
+        raise StreamError(f"{store.location} holds no stream; check the place. A writer makes a stream when it opens")
     return stream
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -57,10 +58,40 @@ def test_tail_shows_the_last_records_of_each_writer(
     assert keys([19])[0][:12] in shown[-1]
 
 
+def test_tail_follows_a_sampler_that_is_at_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "stream")
+    program = (
+        "import sys, time\n"
+        "from cong.config.stream import WriteSettings\n"
+        "from cong.lab.records import synthetic_record\n"
+        "from cong.stream import StreamWriter, open_store\n"
+        "with StreamWriter(open_store(sys.argv[1]), WriteSettings(max_age_s=0.02), 'sampler') as writer:\n"
+        "    for number in range(40):\n"
+        "        writer.append(synthetic_record(number))\n"
+        "        time.sleep(0.01)\n"
+    )
+    sampler = subprocess.Popen([sys.executable, "-c", program, path])
+    try:
+        while not list(Path(path).glob("segments/*.parquet")):
+            assert sampler.poll() is None
+            time.sleep(0.01)
+        shown = run(capsys, "tail", path, "-f", "--poll", "0.01", "--idle-timeout", "60").splitlines()
+    finally:
+        assert sampler.wait(60) == 0
+    # It began with what was there, and ended when the sampler had closed: no record twice, none left out.
+    rows = [int(line.split()[1].rpartition(":")[2]) for line in shown]
+    assert rows == list(range(rows[0], 40))
+    assert rows[0] < 40
+    assert [line.split()[0] for line in shown] == [key[:12] for key in keys(range(rows[0], 40))]
+
+
 def test_show_prints_one_record_by_its_key(location: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(run(capsys, "show", location, keys([7])[0])) == cached_record(7).model_dump(mode="json")
+    assert json.loads(run(capsys, "show", location, "sampler-000001:7"))["key"] == keys([7])[0]
     assert main(["stream", "show", location, "s-none"]) == 2
     assert "no record with key 's-none'" in capsys.readouterr().err
+    assert main(["stream", "show", location, "sampler-000001:20"]) == 2
+    assert "has no row 20 of sampler-000001; its rows are 0 to 19" in capsys.readouterr().err
 
 
 def test_stats_agree_with_the_records_and_are_drawn(
@@ -146,7 +177,7 @@ def test_an_export_says_what_has_no_partner_and_finds_one_under_another_id(
         writer.append_many([*map(cached_record, range(3)), synthetic_record(0, is_plain=True), other])
     told = run(capsys, "export", path, str(tmp_path / "pairs.jsonl"), "--form", "preference")
     assert "read 3 records, wrote 2 rows" in told
-    assert "1 contrastive samples have no plain one of the same prompt, and are left out" in told
+    assert "left out: 1 contrastive sample without a plain one of the same prompt" in told
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert [(row["chosen_key"], row["rejected_key"]) for row in rows] == [
         (cached_record(0).key, synthetic_record(0, is_plain=True).key),
@@ -179,6 +210,18 @@ def test_an_export_never_overwrites_and_leaves_nothing_half_made(
         (["stats", "{}", "--kind", "strange"], "Input should be 'contrastive' or 'plain'"),
         (["stats", "{}", "--min-tokens", "999"], "no record that passes the filter"),
         (["ls", "{}", "--storage-option", "x"], "write it as NAME=VALUE"),
+        (["tail", "{}", "-n", "-3"], "--num is -3; give 0 or more"),
+        (["tail", "{}", "-f", "--poll", "0"], "poll_s is 0.0: Input should be greater than 0"),
+        (
+            ["compact", "{}", "--rows-per-segment", "0"],
+            "rows_per_segment is 0: Input should be greater than or equal to 1",
+        ),
+        (["stats", "{}", "--png", "plot.txt"], "--png is plot.txt; give a name that ends in .png"),
+        (["stats", "{}", "--html", "/dev/null/page.html"], "cannot write"),
+        (["export", "{}", "/dev/null/out.jsonl"], "cannot write /dev/null/out.jsonl: "),
+        (["export", "{}", "out", "--form", "preference", "--rejected", "nowhere"], "nowhere holds no stream"),
+        (["retain", "{}"], "give --run with the output_dir of every training run"),
+        (["retain", "{}", "--cursor", "nowhere.json"], "cannot read the cursor nowhere.json"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
