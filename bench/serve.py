@@ -67,7 +67,8 @@ class Running:
 def settings(pair: tuple[Path, Path], options: argparse.Namespace) -> dict[str, Any]:
     """The same for the engine alone and for the service."""
     return {
-        "num_threads": options.threads,
+        # Said outright: Ray gives a process as many as the processors that it is promised.
+        "num_threads": options.threads or torch.get_num_threads(),
         "models": {
             "aligned": {"source": str(pair[0])},
             "base": {"source": str(pair[1])},

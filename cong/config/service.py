@@ -59,6 +59,12 @@ class ServiceConfig(Settings):
     """So long a caller may leave its connection full before it is taken for gone."""
     keep_alive_s: PositiveFloat = 15.0
     """A streaming answer says at least this often that it is alive."""
+    stream_writes_per_s: PositiveFloat = 500.0
+    """Of all token streams together: with many of them, several tokens go into a write."""
+    max_stream_gap_s: PositiveFloat = 0.25
+    """No token waits longer than this for others to go with; 0.001 = each goes alone."""
+    engine_niceness: int = Field(default=0, ge=0, le=19)
+    """So much the engine's threads give way to those that answer callers; for networks that compute on the CPU."""
     stuck_after_s: PositiveFloat = 120.0
     """An engine that has work and finishes no step for so long counts as stuck; longer than its slowest step."""
     drain_s: float = Field(default=60.0, ge=0.0)

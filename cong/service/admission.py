@@ -51,6 +51,12 @@ class Admission:
 
     def enter(self, caller: str, num_samples: int) -> None:
         """Let a request in, or say when to try again; each that is let in leaves once."""
+        self.require(caller, num_samples)
+        self._calls[caller] += 1
+        self.num_open += num_samples
+
+    def require(self, caller: str, num_samples: int) -> None:
+        """Say when to try again where a request would not be let in now."""
         if self._calls[caller] >= self._max_concurrent_per_key:
             raise Overloaded(
                 f"{self._calls[caller]} requests of this key are being served and may not be more; wait for one to end",
@@ -65,11 +71,11 @@ class Admission:
                 "again later",
                 self._retry_after_s(excess),
             )
-        self._calls[caller] += 1
-        self.num_open += num_samples
 
     def finish(self, num_samples: int) -> None:
         """Samples have gone out, finished or not."""
+        if not num_samples:
+            return
         self.num_open -= num_samples
         now = self._clock()
         self._finished.append((now, num_samples))

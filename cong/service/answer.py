@@ -3,6 +3,7 @@
 An answer holds seats and must be closed; closing it early cancels what is left. Knows no HTTP.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Protocol, Self
@@ -10,6 +11,7 @@ from typing import Protocol, Self
 from cong.engine import Rated, SampleFinished, TokenDrawn
 from cong.schemas import SampleRecord
 from cong.service.idempotency import Finished
+from cong.service.pace import Pace
 from cong.service.switchboard import Item, Ticket
 from cong.service.vocabulary import Vocabulary
 from cong.wire import SampleEvent, StoredSample, TokenEvent, Usage
@@ -75,6 +77,7 @@ class LiveAnswer:
         known: Iterable[tuple[int, StoredSample]],
         *,
         vocabulary: Vocabulary | None,
+        pace: Pace,
         store: Callable[[int, SampleRecord], None] | None,
         on_finished: Callable[[SampleRecord], None],
         on_close: Callable[["LiveAnswer"], None],
@@ -83,6 +86,7 @@ class LiveAnswer:
         self._ticket = ticket
         self._known = tuple(known)
         self._vocabulary = vocabulary
+        self._pace = pace
         self._store = store
         self._on_finished = on_finished
         self._on_close = on_close
@@ -91,12 +95,11 @@ class LiveAnswer:
         self.num_prompt_tokens = num_prompt_tokens
         self.num_left = num_samples
         """Samples that have not been answered."""
-        self.num_unfinished = num_samples - len(self._known)
-        """Samples that the engine has not finished."""
         self.samples: list[tuple[int, StoredSample]] = []
         """Those that have been answered."""
 
     async def __aenter__(self) -> Self:
+        self._pace.num_streams += self._has_tokens
         return self
 
     async def __aexit__(
@@ -104,16 +107,23 @@ class LiveAnswer:
     ) -> None:
         if not self._is_closed:
             self._is_closed = True
+            self._pace.num_streams -= self._has_tokens
             self._on_close(self)
 
     async def __aiter__(self) -> AsyncIterator[Batch]:
         for number, sample in self._known:
             self._take(number, sample)
             yield retold(number, sample, self._vocabulary)
+        loop, not_before_s = asyncio.get_running_loop(), 0.0
         while self.num_left:
-            batch = self._translate(await self._ticket.take())
+            batch = self._translate(await self._ticket.take(not_before_s))
             if batch:
                 yield batch
+                not_before_s = loop.time() + self._pace.gap_s
+
+    @property
+    def _has_tokens(self) -> bool:
+        return self._vocabulary is not None
 
     def _take(self, number: int, sample: StoredSample) -> SampleEvent:
         self.num_left -= 1
@@ -128,7 +138,6 @@ class LiveAnswer:
                 self._shown[place] = self._shown.get(place, 0) + len(event.text)
                 batch.append(_token_event(number, event, event.text))
             elif isinstance(event, SampleFinished):
-                self.num_unfinished -= 1
                 self._on_finished(event.record)
                 self._complete_text(batch, number, event.record)
                 if self._store is not None and event.record.finish_reason in COMPLETE:

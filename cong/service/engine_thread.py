@@ -5,6 +5,8 @@ token. When there is nothing to do the thread sleeps on a condition.
 """
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -43,9 +45,12 @@ class EngineThread:
         engine: EngineProtocol,
         deliver: Callable[[Sequence[Happening]], None],
         *,
+        niceness: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`niceness` is added to that of the process for the thread and for those that compute with it."""
         self._engine = engine
+        self._niceness = niceness
         self._deliver = deliver
         self._clock = clock
         self._changed = threading.Condition()
@@ -99,6 +104,10 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
+            if self._niceness and sys.platform == "linux":
+                # Linux keeps it by thread, and a thread hands it on to those that it starts.
+                own = threading.get_native_id()
+                os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + self._niceness)
             while self._wait_for_work():
                 self._busy_since = self._clock()
                 happened: list[Happening] = [*self._take_in()]

@@ -73,6 +73,10 @@ class Idempotency:
     def __len__(self) -> int:
         return len(self._making) + len(self._made)
 
+    def knows(self, caller: str, key: str) -> bool:
+        """Whether a request with this key is being answered, or was."""
+        return (caller, key) in self._made or (caller, key) in self._making
+
     async def claim(self, retry: RetryKey) -> Finished | None:
         """The answer, once it is there; None = the caller is to make it, and to `settle` or `give_up`."""
         name = (retry.caller, retry.key)

@@ -12,18 +12,18 @@ from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
 from cong.config.service import ServiceConfig
-from cong.engine import EngineProtocol, Rate, Rated
-from cong.errors import CongError, DeadlineExceeded, Forbidden, InvalidRequest, StreamError, Unavailable
+from cong.engine import EngineProtocol, Rated
+from cong.errors import DeadlineExceeded, Forbidden, InvalidRequest
 from cong.schemas import SampleRecord, Score
-from cong.service.admission import Admission
 from cong.service.answer import COMPLETE, Answer, LiveAnswer, ReplayedAnswer, usage_of
 from cong.service.archive import Archive
-from cong.service.engine_thread import EngineThread
+from cong.service.desk import Desk, Visit
 from cong.service.facts import Facts
 from cong.service.idempotency import Finished, Idempotency, RetryKey
+from cong.service.keeping import Keeping
 from cong.service.metrics import Family, Meter
+from cong.service.pace import Pace
 from cong.service.plan import Plan, Planner
-from cong.service.switchboard import Switchboard, Ticket
 from cong.wire import (
     HealthReply,
     InfoReply,
@@ -66,42 +66,34 @@ class SampleService:
         self._archive = archive if config.may_store_prompts else None
         self._to_close = archive
         self._clock = clock
-        self._started_s = clock()
         self.created = int(time.time())
         """Seconds since 1970, for people."""
-        self._switchboard = Switchboard()
-        self._thread = EngineThread(engine, self._switchboard.post, clock=clock)
+        self._desk = Desk(engine, config, clock=clock)
         self._planner = Planner(facts.vocabulary, engine.identities, facts.defaults, self.limits)
-        self._admission = Admission(
-            config.max_waiting, config.max_concurrent_per_key, lambda: self._thread.stats.num_running, clock
-        )
+        self._keeping = None if self._archive is None else Keeping(self._archive, self.meter, self._desk.quiet)
         self._idempotency = Idempotency(
             config.idempotency_ttl_s, config.max_idempotent_answers, config.max_idempotent_tokens, clock
         )
+        self._pace = Pace(config.stream_writes_per_s, config.max_stream_gap_s)
         self._numbers = itertools.count(1)
-        self._tickets: set[Ticket] = set()
-        self._storing: set[asyncio.Task[None]] = set()
-        self._idle = asyncio.Event()
-        self._is_started = self._is_draining = self._is_closed = False
+        self._is_closed = False
 
     # Life.
 
     async def start(self) -> None:
         """Begin to take requests, on the loop that calls; a second time does nothing."""
-        if not self._is_started:
-            self._switchboard.attach(asyncio.get_running_loop())
-            self._thread.start()
-            self._is_started = True
+        self._desk.open()
 
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Take no more requests and let those that run finish; whether they all did within the time."""
-        self._is_draining = True
+        self._desk.shut()
         patience_s = self.config.drain_s if timeout_s is None else timeout_s
+        quiet = self._desk.quiet
         try:
             async with asyncio.timeout(patience_s):
-                while self._admission.num_calls or self._storing:
-                    self._idle.clear()
-                    await self._idle.wait()
+                while self._desk.num_calls or self._keeping:
+                    quiet.clear()
+                    await quiet.wait()
         except TimeoutError:
             return False
         return True
@@ -112,20 +104,20 @@ class SampleService:
             return
         self._is_closed = True
         if not await self.drain(timeout_s):
-            log.warning("closing cuts requests short", extra={"num_requests": self._admission.num_calls})
-            for ticket in tuple(self._tickets):
-                ticket.fail(Unavailable("the service is closing; another one may answer"))
-        if not await asyncio.to_thread(self._thread.stop, _STOP_S):
+            log.warning("closing cuts requests short", extra={"num_requests": self._desk.num_calls})
+            self._desk.cut()
+        if not await asyncio.to_thread(self._desk.stop, _STOP_S):
             log.error("the engine is in a step and does not stop; its thread is left behind")
-        if self._storing:
-            await asyncio.wait(self._storing, timeout=self.config.store_timeout_s)
+        if self._keeping is not None:
+            await self._keeping.wait(self.config.store_timeout_s)
         if self._to_close is not None:
             await self._to_close.close(self.config.store_timeout_s)
 
     def adopt(self, config: ServiceConfig) -> None:
         """Go on under other deadlines, patience and bounds of admission; what was made at start stays as it is."""
         self.config = config
-        self._admission.bound(config.max_waiting, config.max_concurrent_per_key)
+        self._desk.bound(config.max_waiting, config.max_concurrent_per_key)
+        self._pace.bound(config.stream_writes_per_s, config.max_stream_gap_s)
 
     # What it is and how it is.
 
@@ -141,42 +133,33 @@ class SampleService:
 
     def health(self) -> HealthReply:
         """How it is; anything but ok means that another process should be asked."""
-        stats = self._thread.stats
-        if self._thread.error is not None or (self._is_started and not self._is_closed and not self._thread.is_alive):
-            status = "broken"
-        elif not self._is_started:
-            status = "starting"
-        elif self._is_draining:
-            status = "draining"
-        elif self._thread.busy_s() > self.config.stuck_after_s:
-            status = "stuck"
-        else:
-            status = "ok"
-        return HealthReply(
-            status=status,
-            num_running=stats.num_running,
-            num_waiting=self._admission.num_waiting,
-            num_steps=self._thread.num_steps,
-            uptime_s=self._clock() - self._started_s,
-        )
+        return self._desk.health()
 
     def measurements(self) -> tuple[Family, ...]:
         """Every metric as of now."""
-        stats, health, show = self._thread.stats, self.health(), self.meter.show
+        stats, health, show = self._desk.stats, self.health(), self.meter.show
         show("cong_requests_running", stats.num_running)
-        show("cong_requests_waiting", self._admission.num_waiting)
-        show("cong_calls_open", self._admission.num_calls)
+        show("cong_requests_waiting", health.num_waiting)
+        show("cong_calls_open", self._desk.num_calls)
         used = 1.0 - stats.num_blocks_free / stats.num_blocks if stats.num_blocks else 0.0
         show("cong_kv_cache_usage_ratio", used)
         for status in _STATES:
             show("cong_engine_health", float(status == health.status), status)
-        show("cong_engine_steps_total", self._thread.num_steps)
+        show("cong_engine_steps_total", health.num_steps)
         for phase, seconds in stats.seconds.items():
             show("cong_engine_seconds_total", seconds, phase)
         show("cong_preemptions_total", stats.num_preemptions)
         show("cong_prefix_hits_total", stats.num_prefix_hits)
         show("cong_generation_tokens_total", stats.num_drawn_tokens)
         return self.meter.families()
+
+    def require_room(self, caller: str = "", idempotency_key: str | None = None) -> None:
+        """Refuse, before anything of a request is looked at, what could not be taken in now whatever it asks for.
+
+        A retry whose answer is there, or on its way, needs no room.
+        """
+        if idempotency_key is None or not self._idempotency.knows(caller, idempotency_key):
+            self._desk.require_room(caller)
 
     # Samples.
 
@@ -197,7 +180,7 @@ class SampleService:
 
     async def open(self, call: SampleCall, caller: str = "", retry: RetryKey | None = None) -> Answer:
         """Check a request and begin to serve it; what can be refused is refused here. The answer must be closed."""
-        self._require_open()
+        self._desk.require_open()
         self._require_level(call.store)
         arrived_s = self._clock()
         deadline_s = self._deadline_s(call.deadline_s)
@@ -209,36 +192,39 @@ class SampleService:
                 vocabulary = self.facts.vocabulary if call.stream == "tokens" else None
                 return ReplayedAnswer(finished, plan.num_prompt_tokens, vocabulary)
         try:
-            return await self._begin(call, plan, caller, retry, arrived_s, deadline_s)
+            visit = self._desk.let_in(caller, plan.num_samples_in_all)
+            try:
+                return await self._begin(call, plan, visit, retry, arrived_s, deadline_s)
+            except BaseException:
+                visit.close()
+                raise
         except BaseException:
             if retry is not None:
                 self._idempotency.give_up(retry)
             raise
 
     async def _begin(
-        self, call: SampleCall, plan: Plan, caller: str, retry: RetryKey | None, arrived_s: float, deadline_s: float
+        self, call: SampleCall, plan: Plan, visit: Visit, retry: RetryKey | None, arrived_s: float, deadline_s: float
     ) -> Answer:
-        self._admission.enter(caller, plan.num_samples_in_all)
-        try:
-            known = await self._known(plan, call.store)
-            left_s = deadline_s - (self._clock() - arrived_s)
-            if left_s <= 0:
-                raise DeadlineExceeded(f"the deadline of {deadline_s:g} s has passed before anything could be made")
-        except BaseException:
-            self._admission.finish(plan.num_samples_in_all)
-            self._leave(caller)
-            raise
+        known = await self._known(plan, call.store)
+        left_s = deadline_s - (self._clock() - arrived_s)
+        if left_s <= 0:
+            raise DeadlineExceeded(f"the deadline of {deadline_s:g} s has passed before anything could be made")
         requests = plan.requests(
             f"r{next(self._numbers)}", [sample.record.key for _, sample in known], left_s, call.stream == "tokens"
         )
-        ids = [request.request_id for request in requests.values()]
-        ticket = self._ticket(ids)
+        ticket = visit.begin(requests, deadline_s, left_s)
+        visit.finish(len(known))
+        self.meter.count("cong_duplicates_total", len(known))
+        self.meter.count("cong_prompt_tokens_total", plan.num_prompt_tokens)
+
+        def finish(record: SampleRecord) -> None:
+            visit.finish(1)
+            self._measure(record)
 
         def close(answer: LiveAnswer) -> None:
-            self._close_ticket(ticket, ids, guard, is_done=answer.num_unfinished == 0)
-            self.meter.count("cong_request_finished_total", answer.num_unfinished, "cancelled")
-            self._admission.finish(answer.num_unfinished)
-            self._leave(caller)
+            self.meter.count("cong_request_finished_total", visit.num_open, "cancelled")
+            visit.close()
             self.meter.observe("cong_e2e_request_latency_seconds", [self._clock() - arrived_s])
             if retry is not None:
                 is_whole = all(sample.record.finish_reason in COMPLETE for _, sample in answer.samples)
@@ -247,32 +233,49 @@ class SampleService:
                 else:
                     self._idempotency.give_up(retry)
 
-        guard = self._guard(ticket, deadline_s, left_s)
-        for number, request in requests.items():
-            self._switchboard.expect(request.request_id, ticket, number)
-        self._thread.put([*requests.values()])
-        self._admission.finish(len(known))
-        self.meter.count("cong_duplicates_total", len(known))
-        self.meter.count("cong_prompt_tokens_total", plan.num_prompt_tokens)
-        archive = self._archive
+        keeping = self._keeping
         return LiveAnswer(
             ticket,
             plan.num_samples_in_all,
             plan.num_prompt_tokens,
             known,
             vocabulary=self.facts.vocabulary if call.stream == "tokens" else None,
+            pace=self._pace,
             store=None
-            if archive is None or call.store == "none"
-            else lambda number, record: self._store(archive, ticket, number, record, call.store),
-            on_finished=self._note_finished,
+            if keeping is None or call.store == "none"
+            else lambda number, record: keeping.store(ticket, number, record, call.store),
+            on_finished=finish,
             on_close=close,
         )
+
+    async def _known(self, plan: Plan, level: StoreLevel) -> list[tuple[int, StoredSample]]:
+        """Samples that the stream holds already; looked for only by those who store."""
+        if self._archive is None or level == "none":
+            return []
+        found = await self._archive.find([key for question in plan.questions for key in question.keys])
+        return [
+            (number, found[key])
+            for number, question in enumerate(plan.questions)
+            for key in question.keys
+            if key in found
+        ]
+
+    def _measure(self, record: SampleRecord) -> None:
+        meter, num_tokens = self.meter, len(record.completion_token_ids)
+        meter.count("cong_request_finished_total", 1, record.finish_reason)
+        meter.observe("cong_head_set_size", record.head_sizes)
+        if num_tokens:
+            first_s = record.timings.queued_s + record.timings.first_token_s
+            meter.observe("cong_time_to_first_token_seconds", [first_s])
+            if num_tokens > 1:
+                each_s = max(0.0, record.timings.total_s - first_s) / (num_tokens - 1)
+                meter.observe("cong_inter_token_latency_seconds", [each_s], num_tokens - 1)
 
     # Scores.
 
     async def score(self, call: ScoreCall, caller: str = "", request_id: str = "") -> ScoreReply:
         """Log-probs of given completions under every network, in the order of the items."""
-        self._require_open()
+        self._desk.require_open()
         arrived_s = self._clock()
         deadline_s = self._deadline_s(call.deadline_s)
         requests = await self._off_loop_if(
@@ -280,51 +283,29 @@ class SampleService:
             or len(call.items) > _MANY_PROMPTS,
             lambda: self._planner.plan_scores(call.items, f"s{next(self._numbers)}", deadline_s),
         )
-        scores = await self._rate(requests, caller, deadline_s)
-        self.meter.observe("cong_e2e_request_latency_seconds", [self._clock() - arrived_s])
-        num_prompt = sum(len(request.prompt_token_ids) + len(request.completion_token_ids) for request in requests)
-        return ScoreReply(
-            request_id=request_id,
-            items=tuple(_scored(score) for score in scores),
-            usage=usage_of(num_prompt, ()),
-        )
-
-    async def _rate(self, requests: list[Rate], caller: str, deadline_s: float) -> list[Score]:
-        ids = [request.request_id for request in requests]
-        self._admission.enter(caller, len(requests))
-        ticket = self._ticket(ids)
-        guard = self._guard(ticket, deadline_s, deadline_s)
         scores: dict[int, Score] = {}
+        visit = self._desk.let_in(caller, len(requests))
         try:
-            for number, request in enumerate(requests):
-                self._switchboard.expect(request.request_id, ticket, number)
-            self._thread.put(requests)
+            ticket = visit.begin(dict(enumerate(requests)), deadline_s, deadline_s)
             while len(scores) < len(requests):
                 for number, event in await ticket.take():
                     assert isinstance(event, Rated), "a request for scores gets no samples"
                     if len(event.score.completion_token_ids) < len(requests[number].completion_token_ids):
                         raise DeadlineExceeded(f"item {number} was not scored within {deadline_s:g} s; ask for fewer")
                     scores[number] = event.score
+                    visit.finish(1)
         finally:
-            self._close_ticket(ticket, ids, guard, is_done=len(scores) == len(requests))
-            self._admission.finish(len(requests))
-            self._leave(caller)
+            visit.close()
         self.meter.count("cong_scored_tokens_total", sum(len(request.completion_token_ids) for request in requests))
-        return [scores[number] for number in range(len(requests))]
+        self.meter.observe("cong_e2e_request_latency_seconds", [self._clock() - arrived_s])
+        num_prompt = sum(len(request.prompt_token_ids) + len(request.completion_token_ids) for request in requests)
+        return ScoreReply(
+            request_id=request_id,
+            items=tuple(_scored(scores[number]) for number in range(len(requests))),
+            usage=usage_of(num_prompt, ()),
+        )
 
-    # The parts.
-
-    def _require_open(self) -> None:
-        status = self.health().status
-        if status == "ok":
-            return
-        reasons = {
-            "starting": "the service starts; try again in a moment",
-            "draining": "the service is closing; another one may answer",
-            "stuck": "the engine has not finished a step for long; another process may answer",
-            "broken": "the engine has failed; this process takes no work any more, another one may",
-        }
-        raise Unavailable(reasons[status], retry_after_s=5.0 if status == "stuck" else 1.0)
+    # What both ask.
 
     def _require_level(self, level: StoreLevel) -> None:
         if level == "none" or level in self.store_levels:
@@ -346,84 +327,6 @@ class SampleService:
     async def _off_loop_if(self, is_large: bool, work: Callable[[], T]) -> T:
         """Work that may take long is done where it does not keep the other callers waiting."""
         return await asyncio.to_thread(work) if is_large else work()
-
-    async def _known(self, plan: Plan, level: StoreLevel) -> list[tuple[int, StoredSample]]:
-        """Samples that the stream holds already; looked for only by those who store."""
-        if self._archive is None or level == "none":
-            return []
-        found = await self._archive.find([key for question in plan.questions for key in question.keys])
-        return [
-            (number, found[key])
-            for number, question in enumerate(plan.questions)
-            for key in question.keys
-            if key in found
-        ]
-
-    def _ticket(self, ids: list[str]) -> Ticket:
-        ticket = Ticket(self.config.max_buffered_events, lambda: self._abandon(ids))
-        self._tickets.add(ticket)
-        return ticket
-
-    def _guard(self, ticket: Ticket, deadline_s: float, left_s: float) -> asyncio.TimerHandle:
-        """The engine ends what is late by itself; if it does not, because it is stuck, the caller still gets away."""
-        error = DeadlineExceeded(f"nothing came within the deadline of {deadline_s:g} s")
-        return asyncio.get_running_loop().call_later(left_s + max(1.0, 0.1 * left_s), ticket.fail, error)
-
-    def _close_ticket(self, ticket: Ticket, ids: list[str], guard: asyncio.TimerHandle, *, is_done: bool) -> None:
-        guard.cancel()
-        self._tickets.discard(ticket)
-        self._switchboard.forget(ids)
-        if not is_done:
-            self._thread.cancel(ids)
-
-    def _abandon(self, ids: list[str]) -> None:
-        """Nobody reads what comes: it need not be made."""
-        self._switchboard.forget(ids)
-        self._thread.cancel(ids)
-
-    def _leave(self, caller: str) -> None:
-        self._admission.leave(caller)
-        self._idle.set()
-
-    def _note_finished(self, record: SampleRecord) -> None:
-        self._admission.finish(1)
-        meter, num_tokens = self.meter, len(record.completion_token_ids)
-        meter.count("cong_request_finished_total", 1, record.finish_reason)
-        meter.observe("cong_head_set_size", record.head_sizes)
-        if num_tokens:
-            first_s = record.timings.queued_s + record.timings.first_token_s
-            meter.observe("cong_time_to_first_token_seconds", [first_s])
-            if num_tokens > 1:
-                each_s = max(0.0, record.timings.total_s - first_s) / (num_tokens - 1)
-                meter.observe("cong_inter_token_latency_seconds", [each_s], num_tokens - 1)
-
-    def _store(self, archive: Archive, ticket: Ticket, number: int, record: SampleRecord, level: StoreLevel) -> None:
-        """Put a sample on the ticket once it is kept. It is kept even if the caller leaves meanwhile."""
-
-        async def keep() -> None:
-            try:
-                kept = await archive.keep(record, level)
-            except (StreamError, OSError, RuntimeError) as error:
-                self.meter.count("cong_stream_failures_total")
-                log.error("a sample could not be stored: %s", error, extra={"key": record.key})
-                told = error if isinstance(error, CongError) else StreamError(str(error))
-                ticket.fail(told)
-                return
-            self.meter.count("cong_stream_acknowledged_total", 1, kept.sample.stored)
-            self.meter.observe("cong_stream_append_seconds", [kept.seconds])
-            if kept.sample.is_duplicate:
-                self.meter.count("cong_duplicates_total")
-            ticket.put(number, kept.sample)
-
-        task = asyncio.get_running_loop().create_task(keep())
-        self._storing.add(task)
-        task.add_done_callback(self._note_stored)
-
-    def _note_stored(self, task: "asyncio.Task[None]") -> None:
-        self._storing.discard(task)
-        self._idle.set()
-        if not task.cancelled() and task.exception() is not None:
-            log.error("storing a sample failed unexpectedly", exc_info=task.exception())
 
     async def _within(self, limit_s: float, work: Coroutine[object, object, T]) -> T:
         try:

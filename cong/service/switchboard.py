@@ -29,6 +29,10 @@ class Ticket:
         self._items: list[Item] = []
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._is_patient = False
+        """Whether who waits wants no tokens yet."""
+        self._is_urgent = False
+        """Whether there is something else than tokens."""
 
     def put(self, number: int, event: TokenDrawn | SampleFinished | Rated | StoredSample) -> None:
         """Add an event; beyond the bound the caller gets an error instead."""
@@ -45,7 +49,9 @@ class Ticket:
             )
             return
         self._items.append((number, event))
-        self._wake()
+        self._is_urgent = self._is_urgent or not isinstance(event, TokenDrawn)
+        if self._is_urgent or not self._is_patient:
+            self._wake()
 
     def fail(self, error: Exception) -> None:
         """End it with an error, once what has come before is read; only the first counts."""
@@ -53,19 +59,35 @@ class Ticket:
             self._error = error
             self._wake()
 
-    async def take(self) -> list[Item]:
-        """Everything that has come, waiting until there is something; raises the error behind it."""
-        if not self._items and self._error is None:
-            self._waiter = asyncio.get_running_loop().create_future()
+    async def take(self, not_before_s: float = 0.0) -> list[Item]:
+        """Everything that has come, waiting until there is something; raises the error behind it.
+
+        Tokens alone are not taken before the loop's time `not_before_s`; anything else is, and ends the wait for them.
+        """
+        loop = asyncio.get_running_loop()
+        if not (self._is_urgent or self._error) and loop.time() < not_before_s:
+            timer = loop.call_at(not_before_s, self._wake)
+            self._is_patient = True
             try:
-                await self._waiter
+                await self._woken(loop)
             finally:
-                self._waiter = None
+                self._is_patient = False
+                timer.cancel()
+        if not self._items and self._error is None:
+            await self._woken(loop)
         if self._items:
             items, self._items = self._items, []
+            self._is_urgent = False
             return items
         assert self._error is not None, "woken without a reason"
         raise self._error
+
+    async def _woken(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._waiter = loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -22,6 +22,7 @@ from serve.http.errors import ErrorResponse, problem_of
 from serve.http.leaving import CallerGone
 from serve.http.provider import ServiceProvider, request_id_of
 from serve.http.replies import EVENT_SCHEMAS
+from serve.http.room import Room
 from serve.http.tracing import Tracing
 
 DESCRIPTION = "Contrastive samples of a weak pair of models, their log-probs, and an OpenAI-compatible face of both."
@@ -56,6 +57,7 @@ def create_app(
     app.add_exception_handler(CallerGone, _note_gone)
     # The last one added is the outermost: the body is read only of those who may ask.
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
+    app.add_middleware(Room, provider=provider)
     ring = keys or KeyRing(config.api_keys_file, config.api_keys_env, config.api_keys_reload_s)
     app.add_middleware(Authentication, keys=ring)
     if config.has_tracing:

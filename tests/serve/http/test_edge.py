@@ -20,7 +20,7 @@ from serve.http.context import clean_request_id
 from serve.http.errors import TABLE, kind_of, problem_of
 from tests.engine.conftest import World
 from tests.serve.http.hosting import BASE_URL, hosting, nothing_left, server
-from tests.service.serving import run
+from tests.service.serving import Troubled, make_engine, run
 
 ROUTES = [
     ("GET", "/info"),
@@ -188,7 +188,9 @@ def test_headers_that_would_override_limits_mean_nothing(world: World) -> None:
     }
 
     async def main() -> None:
-        async with hosting(world, default_deadline_s=0.2, max_deadline_s=0.2) as hosted:
+        engine = Troubled(make_engine(world))
+        engine.step_s = 0.01
+        async with hosting(world, engine, default_deadline_s=0.2, max_deadline_s=0.2) as hosted:
             body = {"prompt": "hello", "num_samples": 40, "parameters": {"max_tokens": 140, "ignore_eos": True}}
             reply = (await hosted.client.post("/sample", json=body, headers=headers)).json()
             assert {sample["record"]["finish_reason"] for sample in reply["samples"]} == {"deadline"}

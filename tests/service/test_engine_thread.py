@@ -1,0 +1,82 @@
+"""The engine's thread and what computes with it: given way as asked, and nobody else's helpers beside it."""
+
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from cong.config import RunConfig
+from cong.engine import LocalEngine, open_engine
+from cong.service import building
+from cong.service.building import in_a_thread_that_ends
+from tests.engine.conftest import World
+from tests.service.serving import run, serving
+
+
+@pytest.mark.parametrize("niceness", [0, 3])
+def test_the_engine_gives_way_by_as_much_as_it_was_told(world: World, niceness: int) -> None:
+    async def main() -> None:
+        async with serving(world, engine_niceness=niceness):
+            (thread,) = [one for one in threading.enumerate() if one.name == "engine" and one.is_alive()]
+            assert thread.native_id is not None
+            own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            until_s = time.monotonic() + 10.0
+            while os.getpriority(os.PRIO_PROCESS, thread.native_id) != own + niceness:
+                assert time.monotonic() < until_s
+            assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+
+    run(main())
+
+
+def num_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_tensor_work_in_a_thread_that_ends_leaves_no_helpers() -> None:
+    before, threads = torch.get_num_threads(), 5
+    torch.set_num_threads(threads)
+    try:
+        num_before, num_within = num_threads(), 0
+
+        def work() -> float:
+            nonlocal num_within
+            matrix = torch.ones(512, 512)
+            found = float((matrix @ matrix).exp().sum() + matrix.add(1.0).sum())
+            num_within = num_threads()
+            return found
+
+        assert in_a_thread_that_ends(work) > 0.0
+        assert num_within > num_before + 1, "there were helpers"
+        until_s = time.monotonic() + 10.0
+        while num_threads() > num_before:
+            assert time.monotonic() < until_s, "helpers are left"
+            time.sleep(0.01)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_in_such_a_thread_is_raised_by_who_asked() -> None:
+    def fail() -> None:
+        raise KeyError("gone")
+
+    with pytest.raises(KeyError, match="gone"):
+        in_a_thread_that_ends(fail)
+
+
+def test_a_service_loads_its_networks_in_such_a_thread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[threading.Thread] = []
+    load = open_engine
+
+    def note(*arguments: Any, **options: Any) -> LocalEngine:
+        found.append(threading.current_thread())
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(building, "open_engine", note)
+    models = {role: {"source": str(world.folder("llama", seed))} for role, seed in (("aligned", 1), ("base", 2))}
+    building.open_service(RunConfig.model_validate({"models": models}), "w")
+    (thread,) = found
+    assert thread is not threading.current_thread()
+    assert not thread.is_alive()
