@@ -1,7 +1,7 @@
 """What HTTP and Serve cost on top of the engine, what happens beyond capacity, and whether anything leaks.
 
     python bench/serve.py --launcher uvicorn ray --json docs/results/serve.json
-    python bench/serve.py --launcher ray --only soak --soak-minutes 20
+    python bench/serve.py --launcher ray --only soak --soak-minutes 60
 
 Engine alone and service take turns on the same pair and the same work; figures are medians over `--rounds`. The load
 generator shares the machine with what it measures. Beyond capacity a request must be answered or refused at once, and
@@ -45,6 +45,7 @@ from cong.models import load_networks
 from cong.schemas import Prompt, SamplingParameters
 
 ROOT = Path(__file__).parent.parent
+SEATS = 64
 READY_S = 180.0
 STOP_S = 90.0
 LOADS = (0.5, 0.8, 1.2, 10.0)
@@ -75,14 +76,36 @@ def settings(pair: tuple[Path, Path], options: argparse.Namespace) -> dict[str, 
             "dtype": options.dtype,
             "device": options.device,
         },
-        "engine": {"max_running": 64, "kv_memory_bytes": 2**29},
+        "engine": {"max_running": SEATS, "kv_memory_bytes": 2**29},
         # So many wait as one can serve in a few seconds; the rest is refused.
-        "service": {"max_waiting": options.max_waiting, "max_samples": 1, "max_concurrent_per_key": 4096},
+        "service": {
+            "max_waiting": options.max_waiting,
+            "max_samples": 1,
+            "max_concurrent_per_key": 4096,
+            "engine_niceness": options.niceness,
+        },
     }
 
 
+def serve_file(config: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The shipped file for laptops with these settings; what a replica could only refuse is refused by the proxy."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "config-lab.yaml").read_text())
+    (application,) = content["applications"]
+    application["args"] = {**config, "resources": {"num_cpus": 1}}
+    (deployment,) = application["deployments"]
+    deployment |= {
+        "max_ongoing_requests": SEATS + options.max_waiting,
+        "max_queued_requests": options.max_queued,
+        "graceful_shutdown_timeout_s": 3700,
+    }
+    content["http_options"]["request_timeout_s"] = 3600
+    return content
+
+
 @contextlib.contextmanager
-def start_service(launcher: str, config: dict[str, Any], folder: Path) -> Iterator[Running]:
+def start_service(
+    launcher: str, config: dict[str, Any], folder: Path, options: argparse.Namespace
+) -> Iterator[Running]:
     """The application on a bare ASGI server, or on a Ray of its own, in processes of their own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -91,9 +114,9 @@ def start_service(launcher: str, config: dict[str, Any], folder: Path) -> Iterat
         file.write_text(yaml.safe_dump({**config, "service": {**config["service"], "port": port}}))
         command = [sys.executable, "-m", "bench.uvicorn_process", str(file)]
     else:
-        overrides = ["uses_lab_pair=false", *_flat(config)]
-        command = [sys.executable, "-m", "serve", "--port", str(port), "--num-cpus", "2"]
-        command += [part for override in overrides for part in ("--set", override)]
+        file = folder / "serve.yaml"
+        file.write_text(yaml.safe_dump(serve_file(config, options)))
+        command = [sys.executable, "-m", "serve", "--config", str(file), "--port", str(port), "--num-cpus", "2"]
     log = (folder / f"{launcher}.log").open("ab")
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     url = f"http://127.0.0.1:{port}"
@@ -109,14 +132,6 @@ def start_service(launcher: str, config: dict[str, Any], folder: Path) -> Iterat
             process.kill()
             process.wait(STOP_S)
         log.close()
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> list[str]:
-    """Nested settings as assignments."""
-    rows = []
-    for name, value in content.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}={value}"]
-    return rows
 
 
 def engine_tokens_per_s(engine: EngineProtocol, work: Work, number: int) -> float:
@@ -328,7 +343,10 @@ def show(launcher: str, result: dict[str, Any], console: Console) -> None:
 
 def measure(launcher: str, engine: Engine, pair: tuple[Path, Path], options: argparse.Namespace) -> dict[str, Any]:
     """Every part that was asked for, on one launcher."""
-    with tempfile.TemporaryDirectory() as name, start_service(launcher, settings(pair, options), Path(name)) as running:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        start_service(launcher, settings(pair, options), Path(name), options) as running,
+    ):
         result: dict[str, Any] = {}
         for part in options.only:
             if part == "throughput":
@@ -355,7 +373,9 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load in the open loop")
     parser.add_argument("--max-waiting", type=int, default=64, help="of the service: samples without a seat")
-    parser.add_argument("--soak-minutes", type=float, default=20.0)
+    parser.add_argument("--max-queued", type=int, default=32, help="of Serve: requests that wait at the proxy")
+    parser.add_argument("--niceness", type=int, default=0, help="of the engine's threads")
+    parser.add_argument("--soak-minutes", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=0, help="of tensor work; 0 = as many as there are cores")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
