@@ -24,6 +24,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from vllm_rounds import MARK
 from workload import VOCAB, Work, conditions, make_pair, summary, write_json
 
 from cong.config.engine import EngineConfig
@@ -171,7 +172,8 @@ def vllm_rounds(env: Path, row: str, pair: tuple[Path, Path], work: Work, rounds
     if done.returncode:
         causes = [line for line in done.stderr.splitlines() if "Error" in line]
         raise RuntimeError("\n".join(causes[:8]) or done.stderr[-2000:])
-    rates: list[float] = json.loads(done.stdout.splitlines()[-1])
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    rates: list[float] = json.loads(line.removeprefix(MARK))
     return rates
 
 

@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+MARK = "RATES "
+
 KV_MEMORY_BYTES = 2**30
 """Said, because vLLM asks for nine tenths of all memory otherwise, and the other rows' engines hold a part of it."""
 
@@ -71,4 +73,5 @@ def the_pair(request: dict[str, Any]) -> list[float]:
 if __name__ == "__main__":
     asked = json.load(sys.stdin)
     measured = (the_pair if asked["row"] == "pair" else one_network)(asked)
-    print(json.dumps(measured[1:]))  # the first round warms up
+    # Marked, because vLLM writes its log here too, to the last. The first round warms up.
+    print(f"{MARK}{json.dumps(measured[1:])}")
