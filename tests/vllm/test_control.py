@@ -182,14 +182,25 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("is_eager", [True, False])
-def test_worker_processes_know_the_model_and_draw_the_same(world: VllmWorld, tmp_path: Path, is_eager: bool) -> None:
-    """vLLM starts its engine and workers as processes, compiled too; they learn of the model by the entry point."""
-    vllm = CONFIG.vllm.model_copy(update={"is_eager": is_eager})
-    config = CONFIG.model_copy(update={"vllm": vllm}).model_dump_json()
+@pytest.mark.parametrize(
+    "changes", [{}, {"is_eager": False}, {"tensor_parallel_size": 2}], ids=["eager", "compiled", "divided"]
+)
+def test_worker_processes_know_the_model_and_draw_the_same(
+    world: VllmWorld, tmp_path: Path, changes: dict[str, int]
+) -> None:
+    """vLLM starts its engine and workers as processes, which learn of the model by the entry point."""
+    cores = sorted(os.sched_getaffinity(0))
+    num_workers = changes.get("tensor_parallel_size", 1)
+    if len(cores) < num_workers:
+        pytest.skip("a worker needs a core of its own")
+    config = CONFIG.model_copy(update={"vllm": CONFIG.vllm.model_copy(update=changes)}).model_dump_json()
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, str(tmp_path / "program.py"), *map(str, llamas(world)), config]
-    cache = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
+    cache = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "VLLM_CACHE_ROOT": str(tmp_path / "cache"),
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, cores[:num_workers])),
+    }
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, **cache})
     assert done.returncode == 0, done.stderr[-3000:]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
