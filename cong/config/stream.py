@@ -20,6 +20,10 @@ class WriteSettings(Settings):
     """A record waits no longer to be sealed."""
     acknowledge_s: float = Field(default=0.02, ge=0.0)
     """So long a record that somebody waits for may wait for company in its segment."""
+    relist_s: float = Field(default=0.0, ge=0.0)
+    """So old may the list of what other writers have stored be when a key is looked for; what they stored since may be
+    stored twice, and readers take it once. 0 = listed anew each time, at a cost that grows with the stream's segments.
+    """
     max_buffered_segments: Count = 2
     """So many segments' rows or bytes may wait to be stored; beyond it appending waits, and fails after `timeout_s`."""
     timeout_s: PositiveFloat = 60.0

@@ -55,6 +55,7 @@ class StreamWriter:
         stream = ensure_identity(store)
         self.lane = claim(store, name)
         self._index = KeyIndex(store, stream, index_cache(store, cache_dir))
+        self._listed_at_s = 0.0
         self._listing = self._relist()
         self._buffer = Buffer(self._settings)
         self._changed = threading.Condition()
@@ -109,7 +110,7 @@ class StreamWriter:
         """Where a key is stored, by this writer or by any other."""
         with self._changed:
             found = self._index.find(key)
-            if found is None:
+            if found is None and self._is_stale:
                 self._listing = self._relist()
                 found = self._index.find(key)
             return found
@@ -117,7 +118,8 @@ class StreamWriter:
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Those of many keys that are neither stored nor on their way."""
         with self._changed:
-            self._listing = self._relist()
+            if self._is_stale:
+                self._listing = self._relist()
             return [key for key in keys if self._buffer.get(key) is None and self._index.find(key) is None]
 
     def flush(self, timeout_s: float | None = None) -> None:
@@ -400,10 +402,17 @@ class StreamWriter:
 
         Whoever hands in a key that is there already is told that it is stored, so what is in sight must not vanish.
         """
+        listed_at_s = time.monotonic()
         listing = list_stream(self._store)
         self._store.settle()
         self._index.refresh(listing)
+        self._listed_at_s = listed_at_s
         return listing
+
+    @property
+    def _is_stale(self) -> bool:
+        """Whether others' keys have to be looked for again; what this writer stores itself is always known."""
+        return time.monotonic() - self._listed_at_s >= self._settings.relist_s
 
     def _carry_on(self, orphans: list[Orphan]) -> None:
         """Store what dead writers of this machine left behind, and close their lanes."""

@@ -252,3 +252,19 @@ def test_a_process_that_ends_without_closing_stores_what_it_was_handed(tmp_path:
     subprocess.run([sys.executable, "-c", program, store.root], check=True, timeout=120)
     assert read_keys(store) == keys([0])
     assert list_stream(store).is_ended()
+
+
+def test_what_others_store_is_listed_again_only_after_its_time_and_never_taken_twice(disk: SimulatedDisk) -> None:
+    patient = SMALL.model_copy(update={"relist_s": 3600.0})
+    with (
+        StreamWriter(disk_store(disk), patient, "patient") as writer,
+        StreamWriter(disk_store(disk), SMALL, "w") as at_once,
+    ):
+        write(disk_store(disk), range(3), "other")
+        assert at_once.missing(keys(range(5))) == keys(range(3, 5))
+        listed = len([name for name in disk.operations if name.startswith("fsync_directory")])
+        assert writer.missing(keys(range(5))) == keys(range(5)), "the list of an hour ago"
+        assert len([name for name in disk.operations if name.startswith("fsync_directory")]) == listed
+        writer.append_many(records(range(2, 5)), "local")
+        assert writer.missing(keys(range(5))) == keys(range(2)), "its own it knows"
+    assert sorted(read_keys(disk_store(disk))) == sorted(keys(range(5))), "a reader takes each once"
