@@ -46,6 +46,13 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _reference(arguments: argparse.Namespace) -> int:
+    from cong.config.reference import reference
+
+    sys.stdout.write(reference())
+    return 0
+
+
 def add_config_commands(commands: "Commands") -> None:
     """Declare `cong config ...`."""
     parser = commands.add_parser("config", help="check configuration files and print what they resolve to")
@@ -57,3 +64,5 @@ def add_config_commands(commands: "Commands") -> None:
     )
     check.add_argument("--dry-run", action="store_true", help="print the resolved configuration")
     check.set_defaults(run=_check)
+    about = "print every setting with type, bounds, default and meaning, as Markdown"
+    actions.add_parser("reference", help=about, description=about).set_defaults(run=_reference)
