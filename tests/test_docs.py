@@ -1,4 +1,4 @@
-"""What the documentation promises: examples run, commands parse, links lead somewhere, maps show the whole tree."""
+"""What the documentation promises: commands parse, links lead somewhere, maps show the whole tree."""
 
 import argparse
 import ast
@@ -94,29 +94,6 @@ def leave_what_the_demo_leaves(folder: Path) -> None:
     for seed, name in enumerate((WEAK_ALIGNED, BASE)):
         network = build_network(16, 1, 2, 24, torch.Generator().manual_seed(seed))
         save_network(network, folder / RunConfig().output_dir / "models" / MODEL_FOLDERS[name])
-
-
-@pytest.mark.parametrize(
-    "path",
-    [path for path in SHOWN if blocks_of(path, "python") and path not in NEED_A_SERVICE],
-    ids=lambda path: path.relative_to(ROOT).as_posix(),
-)
-def test_examples_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    if path == README:
-        leave_what_the_demo_leaves(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "example"}
-    for block in blocks_of(path, "python"):
-        # Lines are counted as in the page, so that a traceback points into it.
-        exec(compile("\n" * (block.line - 1) + block.text, str(path), "exec"), namespace)
-
-
-def test_the_readme_s_example_samples_the_pair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    test_examples_run(README, tmp_path, monkeypatch)
-    (example,) = blocks_of(README, "python")
-    assert len(capsys.readouterr().out.splitlines()) == int(re.findall(r"num_samples=(\d+)", example.text)[0])
 
 
 # Commands.
