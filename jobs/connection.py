@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cong.config import RunConfig
 from cong.errors import ConfigError
@@ -18,8 +19,12 @@ from serve.private import make_private
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 STOP_WAIT_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
+TRY_AGAIN = "try again later"
+"""What a cluster says that has just started and cannot take a job yet."""
 _STOP_WAIT_S = 3.0
 _OBJECT_STORE_BYTES = 150 << 20
+
+logger = logging.getLogger("jobs")
 
 
 @contextmanager
@@ -60,6 +65,13 @@ def connected(config: RunConfig, *, is_local: bool) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def add_submit(parser: Any) -> None:
+    """`--submit`, the same for every job; `parser` may also be a group of options."""
+    parser.add_argument(
+        "--submit", metavar="URL", help="submit as a job to this dashboard, unless it runs there already"
+    )
+
+
 def submission() -> str:
     """The id under which this process was submitted; empty where it was not."""
     try:
@@ -73,6 +85,20 @@ def stop_wait_s() -> float | None:
     if JOB_VARIABLE not in os.environ:
         return None
     return float(os.environ.get(STOP_WAIT_VARIABLE) or _STOP_WAIT_S)
+
+
+def warn_of_early_kill(setting: str, grace_s: float) -> None:
+    """Say so where `ray job stop` would kill this process while it still saves its work."""
+    wait_s = stop_wait_s()
+    if wait_s is not None and wait_s < grace_s:
+        logger.warning(
+            "`ray job stop` kills this job after %g s, and saving may take %s = %g s; submit with %s in the runtime "
+            "environment's env_vars",
+            wait_s,
+            setting,
+            grace_s,
+            STOP_WAIT_VARIABLE,
+        )
 
 
 def is_unpacked(folder: Path) -> bool:

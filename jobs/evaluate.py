@@ -7,20 +7,31 @@ codes: 0 the report is written, 2 wrong settings or answers that cannot be judge
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cong.cli.config import add_config_options, resolve_config
 from cong.cli.evaluate import print_plan, run_evaluation
 from cong.errors import CongError
+from jobs import connection
+from jobs.planning import placed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description="Judge models on held-out prompts.")
     add_config_options(parser)
+    connection.add_submit(parser)
     arguments = parser.parse_args(argv)
     try:
         config = resolve_config(arguments)
-        return print_plan(config) if arguments.dry_run else run_evaluation(config)
+        if arguments.dry_run:
+            return print_plan(config)
+        if arguments.submit is not None:
+            from jobs.submit import submit
+
+            return submit(config, arguments.submit, "evaluate", 0.0)
+        folder = Path.cwd()
+        return run_evaluation(placed(config, folder, is_unpacked=connection.is_unpacked(folder)))
     except CongError as error:
         print(f"jobs.evaluate: {error}", file=sys.stderr)
         return 2

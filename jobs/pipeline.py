@@ -10,12 +10,12 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cong.cli.config import add_config_options, resolve_config
-from cong.cli.pipeline import print_forecast, print_plan, require_report, tell
+from cong.cli.pipeline import add_until, print_forecast, print_plan, require_report, tell
 from cong.config import RunConfig
 from cong.errors import CongError, PipelineError
 from cong.pipeline import Running, Task, run_pipeline
@@ -30,11 +30,11 @@ EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED = 0, 1, 2, 3
 
 _LOOK_S = 0.5
 
+logger = logging.getLogger("jobs.pipeline")
+
 
 class OnCluster:
     """Does tasks on the cluster that this process is connected to."""
-
-    is_parallel = True
 
     def __init__(self, folder: Path) -> None:
         """`folder`: what relative places of inputs start from, on the machines that see it."""
@@ -45,6 +45,34 @@ class OnCluster:
         if task.kind == "train":
             return _Training(task, self._folder, stop)
         return _Remote(task, self._folder, stop)
+
+    def can_do_together(self, tasks: Sequence[Task]) -> bool:
+        """Whether the cluster is large enough for all of them; what none of it has yet may still come."""
+        import ray
+
+        there: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        wanted = [needs_of(task) for task in tasks]
+        for name in {name for each in wanted for name in each}:
+            amounts = [each[name] for each in wanted if name in each]
+            if len(amounts) > 1 and sum(amounts) > there.get(name, 0.0):
+                logger.info(
+                    "%s run one after another: together they need %g %s, and the cluster has %g",
+                    " and ".join(task.stage for task in tasks),
+                    sum(amounts),
+                    name,
+                    there.get(name, 0.0),
+                )
+                return False
+        return True
+
+
+def needs_of(task: Task) -> dict[str, float]:
+    """What Ray sets aside for a task, all of its workers together."""
+    job = task.config.training_job
+    if task.kind == "train":
+        return {name: amount * job.num_workers for name, amount in job.resources.items()}
+    # Who only asks a service needs no place that somebody could train on.
+    return {} if task.kind == "sample" and task.config.sampling_job.url else dict(job.resources)
 
 
 class _Training:
@@ -89,17 +117,22 @@ class _Remote:
 
     def __init__(self, task: Task, folder: Path, stop: StopRequest) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         task.save()
-        job = task.config.training_job
+        needs = needs_of(task)
         self._task = task
         self._stop = stop
-        options = {
-            "num_cpus": job.cpus_per_worker,
-            "num_gpus": job.gpus_per_worker,
-            "resources": dict(job.resources_per_worker),
+        options: dict[str, Any] = {
+            "num_cpus": needs.pop("CPU", 0.0),
+            "num_gpus": needs.pop("GPU", 0.0),
+            "resources": needs,
             "max_retries": 0,
         }
+        if not needs and not options["num_cpus"]:
+            # It ends with its driver in any case, so it does not depend on a second machine.
+            here = ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
         self._reference = ray.remote(_perform).options(**options).remote(str(task.folder), str(folder))
 
     def wait(self) -> None:
@@ -147,13 +180,14 @@ def _perform(folder: str, origin: str) -> str:
     return ""
 
 
-def run(config: RunConfig, *, is_local: bool) -> int:
+def run(config: RunConfig, *, is_local: bool, until: str = "") -> int:
     """Run the pipeline; returns the exit code."""
     folder = Path.cwd()
     config = placed(config, folder, is_unpacked=connection.is_unpacked(folder))
     require_storage(config)
+    connection.warn_of_early_kill("training_job.grace_s", config.training_job.grace_s)
     with connection.connected(config, is_local=is_local), StopRequest() as stop:
-        outcome = run_pipeline(config, OnCluster(folder), stop=stop)
+        outcome = run_pipeline(config, OnCluster(folder), stop=stop, until=until)
     tell(outcome)
     return EXIT_DONE if outcome.is_finished else EXIT_STOPPED
 
@@ -162,7 +196,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m jobs.pipeline", description="The whole method on a Ray cluster.")
     add_config_options(parser)
-    parser.add_argument("--local", action="store_true", help="start a private Ray on this machine")
+    add_until(parser)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--local", action="store_true", help="start a private Ray on this machine")
+    connection.add_submit(where)
     arguments = parser.parse_args(argv)
     configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every request
@@ -172,8 +209,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.dry_run:
             print_forecast(config)
             return print_plan(config)
+        if arguments.submit is not None:
+            from jobs.submit import submit
+
+            until = ["--until", arguments.until] if arguments.until else []
+            return submit(config, arguments.submit, "pipeline", config.training_job.grace_s, until)
         require_report()
-        return run(config, is_local=arguments.local)
+        return run(config, is_local=arguments.local, until=arguments.until)
     except Failed as error:
         print(f"jobs.pipeline: {error}; run it again to go on", file=sys.stderr)
         return EXIT_FAILED

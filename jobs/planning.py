@@ -1,12 +1,10 @@
-"""What a training job's configuration means on a cluster, and what in it cannot be; knows no Ray."""
+"""What a job's configuration means on a cluster, and what in it cannot be; knows no Ray, and loads no torch."""
 
 import re
 from pathlib import Path
 
 from cong.config import RunConfig
 from cong.errors import ConfigError
-from cong.train.durable import make_folder, write_file
-from cong.train.remote import RemoteCheckpoints
 
 
 def require_backend(config: RunConfig) -> None:
@@ -57,6 +55,9 @@ def placed(config: RunConfig, folder: Path, *, is_unpacked: bool = False) -> Run
 
 def require_storage(config: RunConfig) -> None:
     """Refuse a folder that this machine cannot write into, and a store of checkpoints that does not answer."""
+    from cong.train.durable import make_folder, write_file
+    from cong.train.remote import RemoteCheckpoints
+
     folder, settings = config.output_dir, config.train.checkpoints
     try:
         make_folder(folder)

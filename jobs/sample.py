@@ -26,6 +26,8 @@ from cong.prompts import BadRow, Columns, PromptSource, open_prompts
 from cong.schemas import Prompt
 from cong.telemetry import Progress, configure_logging, progress, track
 from cong.wire import InfoReply
+from jobs import connection
+from jobs.planning import placed
 
 EXIT_DONE, EXIT_FAILURES, EXIT_WRONG, EXIT_STOPPED = 0, 1, 2, 3
 
@@ -236,11 +238,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help="later ones win")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="over all files")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    connection.add_submit(parser)
     arguments = parser.parse_args(argv)
     configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every request
     try:
-        job = Job(load_config(RunConfig, arguments.config, arguments.overrides))
+        config = load_config(RunConfig, arguments.config, arguments.overrides)
+        if arguments.submit is not None and not arguments.dry_run:
+            from jobs.submit import submit
+
+            return submit(config, arguments.submit, "sample", config.sampling_job.grace_s)
+        folder = Path.cwd()
+        job = Job(placed(config, folder, is_unpacked=connection.is_unpacked(folder)))
+        connection.warn_of_early_kill("sampling_job.grace_s", config.sampling_job.grace_s)
         return asyncio.run(job.plan() if arguments.dry_run else job.run())
     except (Overloaded, Unavailable, Unreachable) as error:
         print(f"jobs.sample: {error}; run it again later", file=sys.stderr)

@@ -1,13 +1,14 @@
-"""A training run as a job of a cluster: submitted once, however often it is asked for.
+"""A run as a job of a cluster: submitted once, however often it is asked for.
 
-The id of a submission is made of the run's folder and a number, and a cluster takes an id once: while a run's job is
-waiting or running, submitting it again only says so.
+The id of a submission is made of the kind of job, the run's folder and a number, and a cluster takes an id once: while
+a run's job is waiting or running, submitting it again only says so.
 """
 
 import hashlib
 import math
 import os
 import re
+import shlex
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,35 +19,36 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cong.config import RunConfig, dump_config
 from cong.errors import ConfigError
-from jobs.connection import STOP_WAIT_VARIABLE
+from jobs.connection import STOP_WAIT_VARIABLE, TRY_AGAIN
 from jobs.planning import placed
 
-ENTRYPOINT = "python -m jobs.train --config run.yaml"
 _URL_VARIABLE = "RAY_API_SERVER_ADDRESS"
-_TRY_AGAIN = "try again later"
 _READY_S = 90.0
 _POLL_S = 1.0
 _SPARE_S = 30.0
 """What `ray job stop` waits beyond the time that saving may take."""
 
 
-def submit(config: RunConfig, url: str) -> int:
-    """Submit the run to the cluster behind a dashboard, unless it is there; returns the exit code."""
+def submit(config: RunConfig, url: str, job: str, grace_s: float, options: Sequence[str] = ()) -> int:
+    """Submit a run of `jobs.<job>` to the cluster behind a dashboard, unless it is there; returns the exit code.
+
+    `grace_s`: so long it may take to save its work when it is stopped.
+    """
     folder = placed(config, Path(), is_unpacked=True).output_dir
     try:
         client = _client(url)
-        former = _submissions(client.list_jobs(), folder)
-        if alive := [job for _, job in former if not job.status.is_terminal()]:
+        former = _submissions(client.list_jobs(), job, folder)
+        if alive := [one for _, one in former if not one.status.is_terminal()]:
             return _say(
                 alive[-1].submission_id or "", url, f"is {alive[-1].status.value.lower()}; nothing was submitted"
             )
-        name = f"{_prefix(folder)}-{former[-1][0] + 1 if former else 1}"
+        name = f"{_prefix(job, folder)}-{former[-1][0] + 1 if former else 1}"
         with tempfile.TemporaryDirectory() as package:
             (Path(package) / "run.yaml").write_text(dump_config(config), encoding="utf-8")
-            wait_s = math.ceil(config.training_job.grace_s + _SPARE_S)
+            wait_s = math.ceil(grace_s + _SPARE_S)
             _submit(
                 client,
-                entrypoint=ENTRYPOINT,
+                entrypoint=shlex.join(["python", "-m", f"jobs.{job}", "--config", "run.yaml", *options]),
                 submission_id=name,
                 runtime_env={"working_dir": package, "env_vars": {STOP_WAIT_VARIABLE: str(wait_s)}},
                 metadata={"output_dir": str(folder)},
@@ -68,7 +70,7 @@ def _submit(client: JobSubmissionClient, **job: Any) -> None:
             client.submit_job(**job)
             return
         except RuntimeError as error:
-            if _TRY_AGAIN not in str(error) or time.monotonic() > until_s:
+            if TRY_AGAIN not in str(error) or time.monotonic() > until_s:
                 raise
         time.sleep(_POLL_S)
 
@@ -95,14 +97,14 @@ def _say(name: str, url: str, what: str) -> int:
     return 0
 
 
-def _prefix(folder: Path) -> str:
+def _prefix(job: str, folder: Path) -> str:
     """The same for every submission of a run, and for no other run."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", folder.name).strip("-")
-    return f"cong-train-{name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    return f"cong-{job}-{name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
 
 
-def _submissions(jobs: Sequence[JobDetails], folder: Path) -> list[tuple[int, JobDetails]]:
+def _submissions(jobs: Sequence[JobDetails], job: str, folder: Path) -> list[tuple[int, JobDetails]]:
     """Every submission of a run that the cluster remembers, by its number."""
-    pattern = re.compile(f"{re.escape(_prefix(folder))}-(\\d+)")
-    matches = ((pattern.fullmatch(job.submission_id or ""), job) for job in jobs)
-    return sorted(((int(match[1]), job) for match, job in matches if match), key=lambda found: found[0])
+    pattern = re.compile(f"{re.escape(_prefix(job, folder))}-(\\d+)")
+    matches = ((pattern.fullmatch(one.submission_id or ""), one) for one in jobs)
+    return sorted(((int(match[1]), one) for match, one in matches if match), key=lambda found: found[0])

@@ -196,15 +196,7 @@ def train(config: RunConfig, *, is_local: bool = False) -> int:
     folder = Path.cwd()
     config = placed(config, folder, is_unpacked=connection.is_unpacked(folder))
     require_storage(config)
-    wait_s = connection.stop_wait_s()
-    if wait_s is not None and wait_s < config.training_job.grace_s:
-        logger.warning(
-            "`ray job stop` kills this job after %g s, and saving may take training_job.grace_s = %g s; submit with %s "
-            "in the runtime environment's env_vars",
-            wait_s,
-            config.training_job.grace_s,
-            connection.STOP_WAIT_VARIABLE,
-        )
+    connection.warn_of_early_kill("training_job.grace_s", config.training_job.grace_s)
     with connection.connected(config, is_local=is_local), StopRequest() as stop:
         try:
             return report(config, Job(config, folder).run(stop))
@@ -219,9 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_config_options(parser)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="start a private Ray on this machine")
-    where.add_argument(
-        "--submit", metavar="URL", help="submit as a job to this dashboard, unless it runs there already"
-    )
+    connection.add_submit(where)
     arguments = parser.parse_args(argv)
     configure_logging()
     try:
@@ -233,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.submit is not None:
             from jobs.submit import submit
 
-            return submit(config, arguments.submit)
+            return submit(config, arguments.submit, "train", config.training_job.grace_s)
         return train(config, is_local=arguments.local)
     except Failed as error:
         print(f"jobs.train: {error}; run it again to go on from the last checkpoint", file=sys.stderr)

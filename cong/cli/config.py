@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
+def add_config_options(
+    parser: argparse.ArgumentParser, dry_run: str = "print the resolved configuration and stop"
+) -> None:
     """`--config`, `--set` and `--dry-run`, the same for every command that reads a configuration."""
     parser.add_argument(
         "--config", action="append", default=[], type=Path, metavar="FILE", help="YAML file; later ones win"
@@ -19,7 +21,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="one setting, over all files"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
 
 
 def resolve_config(arguments: argparse.Namespace) -> RunConfig:

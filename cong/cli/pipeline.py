@@ -3,11 +3,12 @@
 import argparse
 import importlib.util
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cong.cli.config import add_config_options, print_config, resolve_config
 from cong.cli.dry_run import print_estimate
-from cong.config import RunConfig
+from cong.config import RunConfig, load_config
 from cong.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def require_report() -> None:
             raise MissingExtra("report", package)
 
 
-def run_here(config: RunConfig, executor: "Executor | None" = None) -> "Outcome":
+def run_here(config: RunConfig, executor: "Executor | None" = None, until: str = "") -> "Outcome":
     """Run a pipeline until it is done, or until this process is asked to stop."""
     import torch
 
@@ -38,7 +39,7 @@ def run_here(config: RunConfig, executor: "Executor | None" = None) -> "Outcome"
     if executor is None and config.pipeline.executor == "subprocess":
         executor = Subprocess()
     with StopRequest() as stop:
-        return run_pipeline(config, executor, stop=stop)
+        return run_pipeline(config, executor, stop=stop, until=until)
 
 
 def tell(outcome: "Outcome") -> int:
@@ -50,13 +51,14 @@ def tell(outcome: "Outcome") -> int:
     if not outcome.is_finished:
         print("stopped as asked; the same command goes on", file=sys.stderr)
         return STOPPED_EXIT_CODE
-    print(f"report: {outcome.report}")
+    if outcome.report is not None:
+        print(f"report: {outcome.report}")
     return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
     config = resolve_config(arguments)
-    return print_dry_run(config) if arguments.dry_run else tell(run_here(config))
+    return print_dry_run(config) if arguments.dry_run else tell(run_here(config, until=arguments.until))
 
 
 def print_forecast(config: RunConfig) -> None:
@@ -109,6 +111,19 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _prune(arguments: argparse.Namespace) -> int:
+    from cong.pipeline.pruning import Leftover, leftovers, prune
+
+    config = resolve_config(arguments)
+    others = [load_config(RunConfig, [*arguments.config, file], arguments.overrides) for file in arguments.keep]
+    found: list[Leftover] = leftovers(config, others) if arguments.dry_run else prune(config, others)
+    for one in found:
+        print(f"{one.folder}: {one.num_bytes / 1e6:,.1f} MB, {one.reason}")
+    size = sum(one.num_bytes for one in found) / 1e6
+    print(f"{'would remove' if arguments.dry_run else 'removed'} {len(found)} folders, {size:,.1f} MB")
+    return 0
+
+
 def _show(title: str, board: "Board", rows: "list[tuple[Standing, str]]", last: str) -> None:
     from rich.console import Console
 
@@ -123,6 +138,11 @@ def _show(title: str, board: "Board", rows: "list[tuple[Standing, str]]", last: 
     Console().print(to_rich(table))
 
 
+def add_until(parser: argparse.ArgumentParser) -> None:
+    """`--until`, the same here and on a cluster."""
+    parser.add_argument("--until", default="", metavar="STAGE", help="make this stage and what it needs, and stop")
+
+
 def add_pipeline_commands(commands: "Commands") -> None:
     """Declare `cong pipeline ...`."""
     parser = commands.add_parser("pipeline", help="the whole method, from a weak pair to a judged strong model")
@@ -135,3 +155,17 @@ def add_pipeline_commands(commands: "Commands") -> None:
         action = actions.add_parser(name, help=about, description=about)
         add_config_options(action)
         action.set_defaults(run=run)
+        if name == "run":
+            add_until(action)
+    about = "remove what no recipe in use needs"
+    action = actions.add_parser("prune", help=about, description=about)
+    add_config_options(action, dry_run="list what would be removed, and remove nothing")
+    action.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="settings over the others whose results are wanted too; any number of times",
+    )
+    action.set_defaults(run=_prune)

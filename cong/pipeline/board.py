@@ -141,6 +141,17 @@ class Board:
         """What a stage has made; all before it are done."""
         return self._made[name]
 
+    def up_to(self, name: str) -> list[Stage]:
+        """A stage and all that it needs, in the order in which they run."""
+        if name not in (names := [stage.name for stage in self.stages]):
+            raise ConfigError(f"there is no stage {name!r} in this pipeline; its stages are {', '.join(names)}")
+        found, products = [], set[str]()
+        for stage in reversed(self.stages):
+            if stage.name == name or stage.product in products:
+                found.append(stage)
+                products |= set(stage.inputs.values())
+        return found[::-1]
+
     def after(self, stage: Stage) -> list[Stage]:
         """The stages that take what this one makes, and those that take what they make."""
         found = {stage.product}

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from cong.pipeline.executors import Executor, InProcess, Running
 from cong.pipeline.marker import BEGUN, MARKER, is_begun, read_begun, write_begun, write_marker
 from cong.pipeline.recipe import key_of, planned_examples
 from cong.pipeline.report import make_report
-from cong.pipeline.stage import Product
+from cong.pipeline.stage import Product, Stage
 from cong.pipeline.stopping import StoppedEarly
 from cong.pipeline.task import Task, task_of
 from cong.pipeline.work import expected_stream, product_of
@@ -48,35 +48,43 @@ class Outcome:
     report: Path | None = None
 
 
-def run_pipeline(config: RunConfig, executor: Executor | None = None, *, stop: StopRequest | None = None) -> Outcome:
-    """Make everything that the configuration asks for and that is not there."""
+def run_pipeline(
+    config: RunConfig, executor: Executor | None = None, *, stop: StopRequest | None = None, until: str = ""
+) -> Outcome:
+    """Make everything that the configuration asks for and that is not there; `until`: only what this stage needs, and
+    the stage itself."""
     stop = stop or StopRequest()
-    with _only_one(config.output_dir):
+    with only_one(config.output_dir):
         write_atomically(config.output_dir / "config.yaml", dump_config(config).encode())
         board = Board(config)
-        for line in board.causes(board.survey()):
+        wanted = board.up_to(until) if until else board.stages
+        for line in board.causes([one for one in board.survey() if one.stage in wanted]):
             logger.info("%s", line)
         outcome = Outcome()
         try:
-            _Run(board, executor or InProcess(), stop, outcome).all()
+            _Run(board, executor or InProcess(), stop, outcome, wanted).all()
         except StoppedEarly:
             return outcome
         outcome.is_finished = True
-        outcome.report = _publish(board)
+        if not until:
+            outcome.report = _publish(board)
         return outcome
 
 
 class _Run:
-    def __init__(self, board: Board, executor: Executor, stop: StopRequest, outcome: Outcome) -> None:
+    def __init__(
+        self, board: Board, executor: Executor, stop: StopRequest, outcome: Outcome, wanted: Sequence[Stage]
+    ) -> None:
         self._board = board
         self._executor = executor
         self._stop = stop
         self._outcome = outcome
+        self._wanted = wanted
 
     def all(self) -> None:
         board = self._board
         board.survey()
-        for stage in board.stages:
+        for stage in self._wanted:
             standing = board.look(stage)
             if standing.state == "done":
                 if stage.name not in self._outcome.ran:
@@ -139,22 +147,27 @@ class _Run:
     def _followers(self, standing: Standing, task: Task) -> list[tuple[Standing, Task]]:
         """Trainings of what this stage writes that can begin now."""
         board = self._board
-        if not (board.config.pipeline.overlaps and self._executor.is_parallel and standing.recipe is not None):
+        if not board.config.pipeline.overlaps or standing.recipe is None:
             return []
         stage = standing.stage
         num_expected = len(board.given.prompt_set.prompts) * board.config.pipeline.num_samples
         expected = {stage.product: expected_stream(task, standing.recipe, num_expected)}
-        found = []
+        found: list[tuple[Standing, Task]] = []
         for other in board.stages:
-            if other.kind != "train" or other.inputs.get("samples") != stage.product:
+            if other.kind != "train" or other.inputs.get("samples") != stage.product or other not in self._wanted:
                 continue
             inputs = board.inputs_of(other, expected)
             if inputs is None or planned_examples(other, inputs, board.config) is None:
                 continue
             due = board.look(other, expected)
-            if due.is_due and due.state != "damaged":
-                logger.info("%s: %s; follows %s", other.name, due.reason, stage.name)
-                found.append((due, self._begin(due, inputs)))
+            if not due.is_due or due.state == "damaged":
+                continue
+            assert due.folder is not None, "only what is due begins"
+            beside = [task, *(one for _, one in found), task_of(other, inputs, board.config, due.folder)]
+            if not self._executor.can_do_together(beside):
+                continue
+            logger.info("%s: %s; follows %s", other.name, due.reason, stage.name)
+            found.append((due, self._begin(due, inputs)))
         return found
 
     def _begin(self, standing: Standing, inputs: Mapping[str, Product]) -> Task:
@@ -243,7 +256,7 @@ def _publish(board: Board) -> Path:
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[None]:
     """Refuse a second pipeline in the same folder while the first is alive; the lock goes with its process."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / "pipeline.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -38,22 +39,25 @@ class Running(Protocol):
 class Executor(Protocol):
     """Whoever does tasks."""
 
-    is_parallel: bool
-    """Whether a task that was started goes on while another is started."""
-
     def start(self, task: Task, stop: StopRequest) -> Running:
         """Begin a task."""
+        ...
+
+    def can_do_together(self, tasks: Sequence[Task]) -> bool:
+        """Whether these can all be at work at the same time."""
         ...
 
 
 class InProcess:
     """Does a task in this process, when it is waited for."""
 
-    is_parallel = False
-
     def start(self, task: Task, stop: StopRequest) -> Running:
         """Nothing yet."""
         return _Later(task, stop)
+
+    def can_do_together(self, tasks: Sequence[Task]) -> bool:
+        """One after another."""
+        return len(tasks) == 1
 
 
 class _Later:
@@ -71,7 +75,9 @@ class _Later:
 class Subprocess:
     """Does each task in a process of its own, which dies with this one."""
 
-    is_parallel = True
+    def can_do_together(self, tasks: Sequence[Task]) -> bool:
+        """Each has a process."""
+        return True
 
     def start(self, task: Task, stop: StopRequest) -> Running:
         """Start the process."""

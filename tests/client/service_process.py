@@ -105,10 +105,14 @@ class Service:
 class ServiceThread(Service):
     """A service in this process, which starts quickly and cannot crash."""
 
+    def server(self, writer_id: str) -> "uvicorn.Server":
+        """The server that a start makes."""
+        return serve(self.config, writer_id)
+
     def start(self) -> Self:
         """Begin to serve; after a stop at the same address as before."""
         self.num_starts += 1
-        self._server = serve(self.config, f"w{self.num_starts}")
+        self._server = self.server(f"w{self.num_starts}")
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         return self.wait_ready()

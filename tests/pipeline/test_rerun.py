@@ -171,11 +171,18 @@ def test_a_second_pipeline_in_the_same_folder_is_refused(configure: Configure) -
     config = configure()
 
     class Within:
-        is_parallel = False
-
         def start(self, task: object, stop: object) -> object:
             run_pipeline(config)
             raise AssertionError("two pipelines are at work in one folder")
 
     with pytest.raises(ConfigError, match="another pipeline is at work"):
         run_pipeline(config, Within())  # type: ignore[arg-type]
+
+
+def test_a_run_until_a_stage_makes_what_it_needs_and_no_more(configure: Configure) -> None:
+    config = configure({"pipeline": {"methods": ["weak-sft"]}, "evaluation": {"prompts": None}})
+    outcome = run_pipeline(config, until="plain-samples")
+    assert (outcome.ran, outcome.is_finished, outcome.report) == (["align-weak", "plain-samples"], True, None)
+    with pytest.raises(ConfigError, match="no stage 'plain' in this pipeline; its stages are align-weak, "):
+        run_pipeline(config, until="plain")
+    assert run_pipeline(config).kept == ["align-weak", "plain-samples"]
