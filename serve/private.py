@@ -18,7 +18,7 @@ def make_private(folder: Path) -> None:
         descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
-    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"):
         os.environ.pop(name, None)
     given = os.environ.get("PYTHONPATH", "")
     os.environ.update(

@@ -90,7 +90,7 @@ def tree_lines(path: Path, title: str) -> list[str]:
 
 
 def leave_what_the_demo_leaves(folder: Path) -> None:
-    """The weak pair where `make demo` puts it, with random weights."""
+    """The weak pair where `cong lab demo` puts it, with random weights."""
     for seed, name in enumerate((WEAK_ALIGNED, BASE)):
         network = build_network(16, 1, 2, 24, torch.Generator().manual_seed(seed))
         save_network(network, folder / RunConfig().output_dir / "models" / MODEL_FOLDERS[name])

@@ -1,0 +1,173 @@
+"""A machine of a Ray cluster as a process: `ray start` on ports of its own, whose Ray ends when it ends.
+
+Several on one computer make a cluster, and leave other clusters there alone. Knows no jobs. The environment of a
+private Ray (`serve.private`) is set by whoever starts one.
+"""
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cong.errors import CongError
+
+LOOPBACK = "127.0.0.1"
+STORE_BYTES = 150 << 20
+_START_S = 120.0
+_STOP_S = 30.0
+_POLL_S = 0.1
+_STARTED = "Ray runtime started"
+_LIBC = ctypes.CDLL(None)
+_PDEATHSIG = 1
+_MANY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""On Linux, too, it forbids clusters of several machines where it is set and is not 1."""
+
+
+class NoStart(CongError):
+    """Ray did not start."""
+
+
+def free_port() -> int:
+    """A port of this computer that nobody listens on."""
+    with socket.socket() as found:
+        found.bind((LOOPBACK, 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+class Machine:
+    """One node; a context manager. `head`: the machine that it joins, None for the first one."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        head: "Machine | None" = None,
+        *,
+        num_cpus: float = 1,
+        resources: Mapping[str, float] | None = None,
+        has_dashboard: bool = False,
+        environment: Mapping[str, str] | None = None,
+        options: tuple[str, ...] = (),
+    ) -> None:
+        """`folder` gets sockets and logs of all machines of a cluster; its path is short, because those of sockets
+        must be."""
+        self._folder = folder
+        self._log = folder / f"{name}.log"
+        port = free_port()
+        self.address: str = f"{LOOPBACK}:{port}" if head is None else head.address
+        """Of the cluster."""
+        self.dashboard_url = f"http://{LOOPBACK}:{free_port()}" if has_dashboard else ""
+        place = ["--head", f"--port={port}", f"--temp-dir={folder}", f"--ray-client-server-port={free_port()}"]
+        self._command = [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            *(place if head is None else [f"--address={head.address}"]),
+            "--block",
+            f"--node-ip-address={LOOPBACK}",
+            f"--num-cpus={num_cpus:g}",
+            f"--resources={json.dumps(dict(resources or {}))}",
+            f"--object-store-memory={STORE_BYTES}",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+            # Ray's own choice is the same port on every machine, and without this one no job can be submitted.
+            f"--dashboard-agent-listen-port={free_port()}",
+            "--disable-usage-stats",
+            *options,
+        ]
+        if head is None:
+            self._command.append(f"--include-dashboard={str(has_dashboard).lower()}")
+        if has_dashboard:
+            self._command += [
+                f"--dashboard-host={LOOPBACK}",
+                f"--dashboard-port={self.dashboard_url.rpartition(':')[2]}",
+            ]
+        self._environment = {**os.environ, "RAY_TMPDIR": str(folder), _MANY: "1", **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the process whose children are this machine's Ray."""
+        assert self._process is not None, "it has started"
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """It has started and not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> Self:
+        """Start it, and wait until it is there."""
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C is for whoever started it; but it does not outlive that process.
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+        until_s = time.monotonic() + _START_S
+        while _STARTED not in (said := self._log.read_text(encoding="utf-8", errors="replace")):
+            if not self.is_running or time.monotonic() > until_s:
+                self.lose()
+                raise NoStart(f"`ray start` has failed, or took more than {_START_S:g} s: {said.strip()[-2000:]}")
+            time.sleep(_POLL_S)
+        return self
+
+    def stop(self) -> None:
+        """End it in order."""
+        process = self._process
+        if process is None:
+            return
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_S)
+        self.lose()
+
+    def lose(self) -> None:
+        """As if its power failed: nothing of it runs on, and nobody is told."""
+        if self._process is not None:
+            # Ray's processes are made to die with this one.
+            self._process.kill()
+            self._process.wait(_STOP_S)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+@contextlib.contextmanager
+def joined(address: str) -> Iterator[None]:
+    """This process as a driver of a cluster, one that may deploy to its Serve."""
+    # Ray reads its environment when it is imported.
+    import ray
+
+    try:
+        ray.init(address, namespace="serve", log_to_driver=False, logging_level=logging.WARNING)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _end_with_parent() -> None:
+    """In the new process: be told to end when the one that started it has died."""
+    # Nothing is loaded here: another thread of the parent may have held any lock when this process was made.
+    _LIBC.prctl(_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
