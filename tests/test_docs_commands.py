@@ -32,7 +32,7 @@ ELSEWHERE = {
     "make check": ".ci/run",
     "make test": ".ci/run",
     "make serve": "tests/serve/test_command.py::test_it_serves_until_ctrl_c_and_leaves_nothing_behind",
-    "make demo": "tests/lab/test_lab_commands.py::test_demo_says_where_everything_lies",
+    "make demo": "tests/jobs/test_demo.py::test_stopped_and_run_again_it_ends_with_a_report_and_leaves_nothing_running",
     "curl -s http://127.0.0.1:8000/sample": "tests/serve/http/test_api_docs.py::"
     "test_every_request_is_answered_as_shown",
     ".venv-vllm/bin/pip install": "Makefile",
@@ -60,6 +60,10 @@ ELSEWHERE = {
     "cong pipeline plan --config run.yaml": "tests/pipeline/test_parts.py::"
     "test_the_plan_of_a_finished_pipeline_is_to_do_nothing",
     "cong pipeline status --config run.yaml": "tests/pipeline/test_parts.py::test_status_shows_how_far_a_stage_is",
+    "cong pipeline prune --config run.yaml": "tests/pipeline/test_prune.py::"
+    "test_a_former_recipe_s_folders_go_and_the_present_one_s_stay",
+    "cong cluster check --template cluster.yaml serve/config.yaml": "tests/cluster/test_placement.py::"
+    "test_the_command_looks_at_its_files_together",
     "cong pipeline plan --config configs/lab-pipeline.yaml": "docs/quickstart.md",
     "cong pipeline run --config configs/lab-pipeline.yaml": "docs/quickstart.md",
     "python -m jobs.sample --config run.yaml --dry-run": "tests/jobs/test_sample.py::"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from cong.cluster import check_file
 from cong.cluster.check import PLACEHOLDER
+from cong.cluster.placement import placement_problems
+from cong.config import RunConfig, load_config
 from cong.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ def _check(arguments: argparse.Namespace) -> int:
             print(f"{path}: {', '.join(kinds)}, nothing wrong found")
         except ConfigError as error:
             wrong.append(str(error))
+    if not wrong:
+        runs = {path: load_config(RunConfig, [path]) for path in arguments.runs}
+        wrong = [problem.message for problem in placement_problems(arguments.files, runs)]
     if wrong:
         raise ConfigError("\n".join(wrong))
     return 0
@@ -34,6 +39,15 @@ def add_cluster_commands(commands: "Commands") -> None:
     )
     check.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="cluster.yaml, a manifest, or a Serve configuration"
+    )
+    check.add_argument(
+        "--run",
+        action="append",
+        default=[],
+        dest="runs",
+        type=Path,
+        metavar="FILE",
+        help="a run's configuration, whose training workers must have a place; any number of times",
     )
     check.add_argument("--template", action="store_true", help=f"{PLACEHOLDER} may stand where a value is to be put in")
     check.set_defaults(run=_check)
