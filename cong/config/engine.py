@@ -44,4 +44,5 @@ class EngineConfig(Settings):
     captures_graphs: bool = True
     """On a GPU, capture decoding as CUDA graphs at start: far fewer launches, for some memory and seconds."""
     compiles_layers: bool = True
-    """On a GPU, let torch compile the networks' layers: fewer and larger kernels, for a longer start."""
+    """On a GPU, let torch compile the networks' layers for captured graphs: fewer and larger kernels, for a longer
+    start."""

@@ -121,6 +121,7 @@ class Runner:
         self.stacks = self._build_stacks(networks, stacks_networks)
         self._block_size = 0
         self._captured: CapturedDecoding | None = None
+        self._compiles_layers = compiles_layers
         if compiles_layers:
             for stack in self.stacks:
                 compile_layers(stack.model, stack.probe.modules)
@@ -227,7 +228,12 @@ class Runner:
 
     def _run_chunks(self, chunks: Ordered[Chunk], rows: list[int]) -> tuple[Tensor, ...]:
         """Logits of a step, operator by operator."""
-        return self._run(*self._lay_out(chunks, self._block_size), self._tensor(rows))
+        laid_out = self._lay_out(chunks, self._block_size)
+        if not self._compiles_layers:
+            return self._run(*laid_out, self._tensor(rows))
+        # Steps that hold prompts come in every size, and for some of them torch would compile again.
+        with torch.compiler.set_stance("force_eager"):
+            return self._run(*laid_out, self._tensor(rows))
 
     def _run_all(self, token_ids_N: Tensor, position_ids_N: Tensor, layout: Layout) -> tuple[Tensor, ...]:
         return self._run(token_ids_N, position_ids_N, layout, None)
