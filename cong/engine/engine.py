@@ -10,6 +10,7 @@ import torch
 from cong import __version__
 from cong.config.engine import EngineConfig
 from cong.engine.blocks import BlockPool
+from cong.engine.ceiling import measure_ceiling
 from cong.engine.desk import Desk, generate
 from cong.engine.drawing import Drawer
 from cong.engine.memory import StepCost, plan_blocks
@@ -58,6 +59,8 @@ class Engine:
         self._cost = StepCost(networks, self._runner)
         software = {"cong": __version__, "torch": torch.__version__, "engine": "cong"}
         self._desk = Desk(networks, self.max_tokens, software, self._writer, clock)
+        self._ceiling = measure_ceiling(self._runner.device, self._runner.dtype)
+        self._bound_s = 0.0
         self._counts: Counter[str] = Counter()
         self._seconds = dict.fromkeys(("schedule", "forward", "mix", "commit"), 0.0)
 
@@ -136,6 +139,7 @@ class Engine:
             num_finished=self._desk.num_finished,
             bytes_moved=self._counts["bytes"],
             num_operations=self._counts["operations"],
+            bound_s=self._bound_s,
             seconds=dict(self._seconds),
         )
 
@@ -179,5 +183,8 @@ class Engine:
         self._counts["steps"] += 1
         self._counts["computed"] += num_computed
         self._counts["drawn"] += num_drawn
-        self._counts["bytes"] += self._cost.num_bytes(sum(chunk.start + chunk.count for chunk in chunks))
-        self._counts["operations"] += self._cost.num_operations(num_computed)
+        num_bytes = self._cost.num_bytes(sum(chunk.start + chunk.count for chunk in chunks))
+        num_operations = self._cost.num_operations(num_computed)
+        self._counts["bytes"] += num_bytes
+        self._counts["operations"] += num_operations
+        self._bound_s += self._ceiling.seconds(num_bytes, num_operations)

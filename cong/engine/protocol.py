@@ -104,8 +104,16 @@ class EngineStats:
     """Weights, keys and values that the steps had to read at least."""
     num_operations: int = 0
     """Multiplications and additions that the steps had to do at least."""
+    bound_s: float = 0.0
+    """What that would have taken at least, at the rates of a large copy and a large product on this machine."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Of steps, split into schedule, forward, mix and commit."""
+
+    @property
+    def share_of_bound(self) -> float:
+        """How near the steps come to what the machine can do, 0 before the first; weights that fit into its caches
+        can take it above 1."""
+        return self.bound_s / (sum(self.seconds.values()) or 1.0)
 
 
 class EngineProtocol(Protocol):

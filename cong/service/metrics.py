@@ -36,6 +36,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("cong_engine_health", "gauge", "1 for the state the service is in, 0 for the others", labels=("status",)),
     Metric("cong_engine_steps_total", "counter", "Steps of the engine"),
     Metric("cong_engine_seconds_total", "counter", "Seconds of the engine's steps, by phase", "s", ("phase",)),
+    Metric("cong_engine_bound_seconds_total", "counter", "Seconds that the engine's steps would take at least", "s"),
     Metric("cong_preemptions_total", "counter", "Samples that gave up their blocks and were computed again", "samples"),
     Metric("cong_prefix_hits_total", "counter", "Blocks that were shared instead of computed"),
     Metric("cong_prompt_tokens_total", "counter", "Tokens of the prompts that were taken in", "tokens"),

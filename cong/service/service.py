@@ -148,6 +148,7 @@ class SampleService:
         show("cong_engine_steps_total", health.num_steps)
         for phase, seconds in stats.seconds.items():
             show("cong_engine_seconds_total", seconds, phase)
+        show("cong_engine_bound_seconds_total", stats.bound_s)
         show("cong_preemptions_total", stats.num_preemptions)
         show("cong_prefix_hits_total", stats.num_prefix_hits)
         show("cong_generation_tokens_total", stats.num_drawn_tokens)

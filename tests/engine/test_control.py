@@ -195,3 +195,15 @@ def test_stats_add_up(world: World) -> None:
     assert stats.num_steps == 5
     assert set(stats.seconds) == {"schedule", "forward", "mix", "commit"}
     assert stats.bytes_moved > 5 * engine.networks.own_bytes
+
+
+def test_the_share_of_the_bound_is_what_steps_need_over_what_they_take(world: World) -> None:
+    engine = Engine(world.networks(world.folder("llama", 1)), EngineConfig(kv_memory_bytes=2**22))
+    assert engine.stats().share_of_bound == 0.0
+    engine.submit(Generate("r", Prompt(token_ids=(5, 6, 7)), SamplingParameters.plain(max_tokens=4, ignore_eos=True)))
+    while engine.has_work:
+        engine.events()
+    stats, ceiling = engine.stats(), engine._ceiling
+    assert stats.bytes_moved / ceiling.bytes_per_s <= stats.bound_s * (1 + 1e-9)
+    assert stats.num_operations / ceiling.operations_per_s <= stats.bound_s * (1 + 1e-9)
+    assert stats.share_of_bound == stats.bound_s / sum(stats.seconds.values()) > 0.0
