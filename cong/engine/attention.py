@@ -115,7 +115,7 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class StepLayout:
-    """A layout in torch's own operators, and on a CPU with a kernel for the decoding rows, which come first."""
+    """A layout in torch's own operators; decoding rows come first."""
 
     num_decoding: int
     """Rows that are one token of a sequence each."""
@@ -160,6 +160,7 @@ class LayerProbe:
     def __init__(self) -> None:
         self.modules: list[nn.Module] = []
         self.shapes: list[LayerShape] = []
+        self.options: list[Options] = []
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Plain causal attention of one sequence, taking notes."""
@@ -173,7 +174,8 @@ class LayerProbe:
             raise UnsupportedModel(f"{type(module).__name__} attends twice in one pass; its cache cannot be paged")
         self.modules.append(module)
         self.shapes.append(LayerShape(key.shape[1], key.shape[3], value.shape[3]))
-        return attend_dense(query, key, value, _options(query, options)).transpose(1, 2)
+        self.options.append(_options(query, options))
+        return attend_dense(query, key, value, self.options[-1]).transpose(1, 2)
 
 
 ATTENTION_NAME = "cong_paged"
@@ -215,6 +217,11 @@ class PagedAttention:
             self._pool_of[module] = LayerPool(
                 like.new_zeros(*size, shape.key_width), like.new_zeros(*size, shape.value_width)
             )
+
+    @property
+    def pools(self) -> tuple[LayerPool, ...]:
+        """The pools of the layers, in order."""
+        return tuple(self._pool_of.values())
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Keep the step's keys and values, then attend: [S, Q, N, D] -> [S, N, Q, D]."""

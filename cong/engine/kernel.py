@@ -1,7 +1,7 @@
-"""Attention of decoding rows by a kernel of our own, compiled once on the machine that runs it, and loaded.
+"""Kernels of our own for the CPU, compiled once on the machine that runs them and loaded; attention by one of them.
 
-Needs a C++ compiler; without one, sweeps in torch alone do the same, slower. Legend: S networks of a stack, Q query
-heads, H key-value heads, B decoding sequences, C blocks of the longest of them, D head width.
+Needs a C++ compiler; without one, torch alone does the same, slower. Legend: S networks of a stack, Q query heads, H
+key-value heads, N tokens of a step, T sequences of a step, C blocks of the longest of them, D head width.
 """
 
 import functools
@@ -16,6 +16,7 @@ from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,32 +26,35 @@ from cong.errors import KernelUnavailable
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).parent / "kernels" / "paged_attention.cpp"
+SOURCES = Path(__file__).parent / "kernels"
+_MAIN = "operators.cpp"
 _DTYPES = (torch.float32, torch.bfloat16)
 _COMPILE_LIMIT_S = 300
 _FLAGS = (
     *("-std=c++20", "-fPIC", "-O3", "-march=native", "-fopenmp", "-ffp-contract=fast"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"),
+    *("-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
 
 
 @dataclass(frozen=True)
-class KernelDecoding:
-    """One token of each of B sequences, and the places of their blocks."""
+class KernelLayout:
+    """Rows of a step, and where everything lies that they look at."""
 
-    places_BC: Tensor
-    lengths_B: Tensor
-    """Tokens of each sequence, the current one included."""
+    places_TC: Tensor
+    sequences_N: Tensor
+    """Whose token each row is."""
+    positions_N: Tensor
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
-        """Keep the rows' keys and values, then attend: [S, Q, B, D] of query to [S, B, Q, D]."""
+        """Keep the rows' keys and values, then attend: [S, Q, N, D] of query to [S, N, Q, D]."""
         out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
-        torch.ops.cong.paged_decode(
+        torch.ops.cong.paged_attention(
             *(tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (query, key, value)),
             pool.keys,
             pool.values,
-            self.places_BC,
-            self.lengths_B,
+            self.places_TC,
+            self.sequences_N,
+            self.positions_N,
             options.scaling,
             options.window or 0,
             options.softcap or 0.0,
@@ -59,13 +63,17 @@ class KernelDecoding:
         return out
 
 
-def lay_out_for_kernel(places: Places, lengths: Ordered[int], block_size: int, device: torch.device) -> KernelDecoding:
-    """What the kernel has to know of the sequences with these places and lengths."""
-    return KernelDecoding(torch.from_numpy(places).int(), torch.tensor(lengths, dtype=torch.int32))
+def lay_out_for_kernel(places_TC: Places, starts: Ordered[int], counts: Ordered[int]) -> KernelLayout:
+    """What the kernel has to know of sequences that compute `count` tokens each from position `start` on."""
+    counts_T = np.array(counts)
+    sequences_N = np.repeat(np.arange(len(counts_T), dtype=np.int32), counts_T)
+    within_N = np.arange(len(sequences_N)) - (np.cumsum(counts_T) - counts_T)[sequences_N]
+    positions_N = (np.array(starts)[sequences_N] + within_N).astype(np.int32)
+    return KernelLayout(torch.from_numpy(places_TC).int(), torch.from_numpy(sequences_N), torch.from_numpy(positions_N))
 
 
 def has_kernel(choice: KernelChoice, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether decoding goes through the kernel; compiles and loads it where it does."""
+    """Whether the kernels are used; compiles and loads them where they are."""
     if choice == "torch" or (choice == "auto" and (device.type != "cpu" or dtype not in _DTYPES)):
         return False
     if device.type != "cpu" or dtype not in _DTYPES:
@@ -78,14 +86,14 @@ def has_kernel(choice: KernelChoice, device: torch.device, dtype: torch.dtype) -
     except KernelUnavailable as error:
         if choice == "compiled":
             raise
-        log.warning("attention runs in torch alone, which is slower: %s", error)
+        log.warning("the engine runs in torch alone, which is slower: %s", error)
         return False
     return True
 
 
 @functools.cache
 def load_kernel() -> None:
-    """Compile the kernel unless this machine has done so before, and load it into torch."""
+    """Compile the kernels unless this machine has done so before, and load them into torch."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise KernelUnavailable("there is no C++ compiler; install g++, or set engine.kernel to torch")
@@ -95,7 +103,7 @@ def load_kernel() -> None:
             _compile(compiler, library)
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError as error:
-        raise KernelUnavailable(f"the kernel in {library.parent} cannot be used: {error}") from error
+        raise KernelUnavailable(f"the kernels in {library.parent} cannot be used: {error}") from error
 
 
 def _cache_dir() -> Path:
@@ -109,7 +117,8 @@ def _fingerprint(compiler: str) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     instructions = next((line for line in lines if line.startswith("flags")), platform.machine())
-    parts = [SOURCE.read_text(), *_FLAGS, version, torch.__version__, instructions]
+    sources = (source.read_text() for source in sorted(SOURCES.iterdir()))
+    parts = [*sources, *_FLAGS, version, torch.__version__, instructions]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
@@ -117,12 +126,12 @@ def _compile(compiler: str, library: Path) -> None:
     """Make the library beside its place, then rename it, so that processes that start together do not meet."""
     library.parent.mkdir(parents=True, exist_ok=True)
     home = Path(torch.__file__).parent
-    log.info("compiling the attention kernel, once on this machine")
+    log.info("compiling the kernels, once on this machine")
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made, linked = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
         # Linked without -fopenmp: the threads are those of the OpenMP that torch has brought along.
         steps = (
-            [compiler, *_FLAGS, "-c", f"-I{home / 'include'}", str(SOURCE), "-o", str(made)],
+            [compiler, *_FLAGS, "-c", f"-I{home / 'include'}", str(SOURCES / _MAIN), "-o", str(made)],
             [compiler, "-shared", str(made), "-o", str(linked), f"-L{home / 'lib'}", "-lc10", "-ltorch_cpu"],
         )
         for step in steps:

@@ -28,6 +28,7 @@ from cong.engine.attention import (
 )
 from cong.engine.captured import CapturedDecoding, capture_decoding
 from cong.engine.compiled_layers import compile_layers
+from cong.engine.decoder import CompiledDecoder, compile_decoder
 from cong.engine.kernel import has_kernel, lay_out_for_kernel
 from cong.engine.pool import places_of
 from cong.engine.scheduler import Chunk
@@ -53,9 +54,13 @@ class Stack:
     """Which of the deployment's networks these are."""
     probe: LayerProbe
     attention: PagedAttention | None = None
+    compiled: CompiledDecoder | None = None
+    """The same networks through operators of our own, where their layers are of a known kind."""
 
     def logits(self, token_ids_N: Tensor, position_ids_N: Tensor, rows_R: Tensor | None) -> Tensor:
         """Logits of the rows, or of all: [S, R, V]"""
+        if self.compiled is not None and self.attention is not None and rows_R is not None:
+            return self.compiled.logits(token_ids_N, position_ids_N, rows_R, self.attention)
         size = len(self.indices)
         model: Any = self.model
         logits: Tensor = model(
@@ -205,6 +210,8 @@ class Runner:
         for stack in self.stacks:
             like = torch.empty(0, dtype=self.dtype, device=self.device)
             stack.attention = PagedAttention(stack.probe, len(stack.indices), num_blocks, block_size, like)
+            if self.has_kernel:
+                stack.compiled = compile_decoder(stack.model, stack.probe, len(stack.indices))
             route_attention(stack.model, stack.attention)
         if self.has_tiles and captured_rows:
             self._captured = capture_decoding(self._run_all, captured_rows, max_blocks, self.device)
@@ -259,11 +266,15 @@ class Runner:
             stop = chunk.start + chunk.count
             token_ids += chunk.sequence.token_ids[chunk.start : stop]
             positions += range(chunk.start, stop)
-        if self.has_tiles:
-            places_BC = places_of([chunk.sequence.blocks for chunk in chunks])
+        if self.has_tiles or self.has_kernel:
+            places_TC = places_of([chunk.sequence.blocks for chunk in chunks])
             starts, counts = [chunk.start for chunk in chunks], [chunk.count for chunk in chunks]
-            tiled = lay_out_tiles(places_BC, starts, counts, num_decoding, self.device)
-            return self._tensor(token_ids), self._tensor(positions), tiled
+            by_kernel: Layout = (
+                lay_out_tiles(places_TC, starts, counts, num_decoding, self.device)
+                if self.has_tiles
+                else lay_out_for_kernel(places_TC, starts, counts)
+            )
+            return self._tensor(token_ids), self._tensor(positions), by_kernel
         prefills: list[Prefill] = []
         places: list[int] = []
         row = num_decoding
@@ -282,9 +293,8 @@ class Runner:
         return self._tensor(token_ids), self._tensor(positions), layout
 
     def _lay_out_decoding(self, chunks: Ordered[Chunk], block_size: int) -> Decoding:
-        lay_out = lay_out_for_kernel if self.has_kernel else lay_out_sweep
         places = places_of([chunk.sequence.blocks for chunk in chunks])
-        return lay_out(places, [chunk.start + 1 for chunk in chunks], block_size, self.device)
+        return lay_out_sweep(places, [chunk.start + 1 for chunk in chunks], block_size, self.device)
 
     def _tensor(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self.device)

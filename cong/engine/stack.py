@@ -124,6 +124,10 @@ class LowRank(nn.Module):
         return output
 
 
+STACKED = (StackedLinear, StackedEmbedding, StackedLayerNorm, StackedNorm, StackedLoop, LowRank)
+"""What stands for leaves of a stack."""
+
+
 def _is_adapted(module: nn.Module) -> bool:
     """Whether this is a layer with LoRA on top, as peft builds it."""
     has_magnitudes = any(getattr(module, "use_dora", {}).values())

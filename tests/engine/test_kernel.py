@@ -8,7 +8,7 @@ import torch
 
 from cong.config.engine import EngineConfig
 from cong.engine import Engine, kernel
-from cong.engine.kernel import has_kernel, lay_out_for_kernel, load_kernel
+from cong.engine.kernel import KernelLayout, has_kernel, lay_out_for_kernel, load_kernel
 from cong.engine.pool import LayerPool, Options, Places, places_of
 from cong.engine.sweep import lay_out_sweep
 from cong.errors import KernelUnavailable
@@ -30,6 +30,11 @@ def filled_pool(
     return LayerPool(keys, values), places_of(tables)
 
 
+def decoding(places: Places) -> KernelLayout:
+    """One more token for each sequence."""
+    return lay_out_for_kernel(places, [length - 1 for length in LENGTHS], [1] * len(LENGTHS))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", [Options(0.3, None, None), Options(0.2, 7, None), Options(0.5, None, 3.0)])
 @pytest.mark.parametrize(("group", "widths"), [(1, (16, 16)), (3, (20, 12))])
@@ -48,7 +53,7 @@ def test_the_kernel_attends_as_the_sweep_does(
     query, key, value = (tensor.transpose(1, 2)[:, :, :num_rows] for tensor in (query, key, value))
 
     load_kernel()
-    ours = lay_out_for_kernel(places, LENGTHS, size, CPU).attend(query, key, value, pool, options)
+    ours = decoding(places).attend(query, key, value, pool, options)
     theirs = lay_out_sweep(places, LENGTHS, size, CPU).attend(query, key, value, others, options)
 
     torch.testing.assert_close(pool.keys, others.keys, rtol=0, atol=0)
@@ -62,7 +67,7 @@ def test_extreme_scores_leave_a_distribution() -> None:
     pool, places = filled_pool(4, 2, (8, 8), torch.float32, generator)
     query, key, value = torch.randn(3, 1, 2, len(LENGTHS), 8, generator=generator) * 100.0
     load_kernel()
-    mixed = lay_out_for_kernel(places, LENGTHS, 4, CPU).attend(query, key, value, pool, Options(100.0, None, None))
+    mixed = decoding(places).attend(query, key, value, pool, Options(100.0, None, None))
     assert mixed.isfinite().all()
     assert mixed.abs().max() <= pool.values.abs().max()
 
@@ -73,12 +78,27 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     query, key, value = torch.randn(3, 2, 2, len(LENGTHS), 16, generator=generator)
     options = Options(0.25, None, None)
     load_kernel()
-    crowd = lay_out_for_kernel(places, LENGTHS, 4, CPU).attend(query, key, value, pool, options)
+    crowd = decoding(places).attend(query, key, value, pool, options)
     for row, length in enumerate(LENGTHS):
         one = slice(row, row + 1)
-        decoding = lay_out_for_kernel(places[one], [length], 4, CPU)
-        alone = decoding.attend(query[:, :, one], key[:, :, one], value[:, :, one], pool, options)
+        alone = lay_out_for_kernel(places[one], [length - 1], [1]).attend(
+            query[:, :, one], key[:, :, one], value[:, :, one], pool, options
+        )
         assert torch.equal(alone[:, 0], crowd[:, row])
+
+
+def test_a_row_does_not_depend_on_the_chunk_it_is_computed_in() -> None:
+    generator = torch.Generator().manual_seed(4)
+    pool, places = filled_pool(4, 4, (20, 20), torch.float32, generator)
+    query, key, value = torch.randn(3, 2, 2, 40, 20, generator=generator)
+    load_kernel()
+    for options in (Options(0.25, None, None), Options(0.25, 7, None)):
+        whole = lay_out_for_kernel(places[5:], [0], [40]).attend(query, key, value, pool, options)
+        for position in range(40):
+            one = slice(position, position + 1)
+            layout = lay_out_for_kernel(places[5:], [position], [1])
+            alone = layout.attend(query[:, :, one], key[:, :, one], value[:, :, one], pool, options)
+            assert torch.equal(alone[:, 0], whole[:, position])
 
 
 def test_without_a_compiler_torch_does_it_and_says_so(
@@ -95,10 +115,10 @@ def test_without_a_compiler_torch_does_it_and_says_so(
 
 def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     load_kernel.cache_clear()
-    broken = tmp_path / "broken.cpp"
-    broken.write_text("#error this is not the kernel\n")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "operators.cpp").write_text("#error this is not the kernel\n")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(kernel, "SOURCE", broken)
+    monkeypatch.setattr(kernel, "SOURCES", tmp_path / "broken")
     with pytest.raises(KernelUnavailable, match="this is not the kernel"):
         load_kernel()
     assert not list(tmp_path.glob("cong/kernels/*")), "nothing is left behind"

@@ -1,0 +1,203 @@
+// Attention over keys and values that lie in blocks: every row is one token of one sequence and looks at that
+// sequence's positions up to its own.
+//
+// Blocks are read where they lie. A row's sums are taken in float32 and in one order, whatever rows are beside it: a
+// token's numbers are the same alone, in a crowd, in a prompt's chunk and by itself. Knows nothing of models.
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <limits>
+#include <vector>
+
+#include "vectors.h"
+
+namespace cong {
+
+// Where N rows stand: whose they are, at which position, and the places [sequences, blocks] of everybody's blocks.
+struct Rows {
+  const int32_t *table, *sequence, *position;
+  int64_t table_width, count;
+
+  Rows(const at::Tensor& places, const at::Tensor& sequences, const at::Tensor& positions)
+      : table(places.const_data_ptr<int32_t>()),
+        sequence(sequences.const_data_ptr<int32_t>()),
+        position(positions.const_data_ptr<int32_t>()),
+        table_width(places.size(1)),
+        count(sequences.size(0)) {
+    for (const at::Tensor& tensor : {places, sequences, positions})
+      TORCH_CHECK(tensor.is_contiguous() && tensor.scalar_type() == at::kInt, "places are contiguous and int32");
+  }
+
+  const int32_t* blocks(int64_t row) const { return table + sequence[row] * table_width; }
+};
+
+// Rows that attend together: one, or neighbours in one sequence, which share what they read.
+struct Tile {
+  int64_t first, count;
+};
+
+inline std::vector<Tile> tiles_of(const Rows& rows, int64_t group) {
+  const int64_t most = std::max<int64_t>(1, 16 / group);
+  std::vector<Tile> tiles;
+  for (int64_t row = 0; row < rows.count; ++row) {
+    const bool follows = row > 0 && rows.sequence[row] == rows.sequence[row - 1] &&
+                         rows.position[row] == rows.position[row - 1] + 1 && tiles.back().count < most;
+    if (follows)
+      ++tiles.back().count;
+    else
+      tiles.push_back({row, 1});
+  }
+  return tiles;
+}
+
+// Keys or values [places, heads of all networks, block size, width].
+template <typename T>
+struct Pool {
+  T* data;
+  int64_t num_heads, size, width;
+
+  explicit Pool(at::Tensor& pool)
+      : data(pool.data_ptr<T>()), num_heads(pool.size(1)), size(pool.size(2)), width(pool.size(3)) {
+    TORCH_CHECK(pool.is_contiguous(), "pools are contiguous");
+  }
+  T* block(int64_t place, int64_t head) const { return data + (place * num_heads + head) * size * width; }
+  T* slot(const Rows& rows, int64_t row, int64_t head) const {
+    const int64_t position = rows.position[row];
+    return block(rows.blocks(row)[position / size], head) + position % size * width;
+  }
+};
+
+// A tensor [S, heads, N, width] whose last dimension is contiguous.
+template <typename T>
+struct View {
+  T* data;
+  int64_t network_stride, head_stride, row_stride;
+
+  T* at(int64_t network, int64_t head, int64_t row) const {
+    return data + network * network_stride + head * head_stride + row * row_stride;
+  }
+};
+
+// R queries, kept one after the other, against one key.
+template <int R, typename T>
+inline void scores_of(const float* queries, const T* key, int64_t width, float* scores, int64_t stride) {
+  Vector sums[R] = {};
+  float rest[R] = {};
+  int64_t d = 0;
+  for (; d + kLanes <= width; d += kLanes) {
+    const Vector k = load(key + d);
+    for (int r = 0; r < R; ++r) sums[r] += load(queries + r * width + d) * k;
+  }
+  for (; d < width; ++d)
+    for (int r = 0; r < R; ++r) rest[r] += queries[r * width + d] * widen(key[d]);
+  for (int r = 0; r < R; ++r) scores[r * stride] = sum(sums[r]) + rest[r];
+}
+
+// mixed [width] += the values of `count` positions, each times its share.
+template <int V, typename T>
+inline void add_values(float* mixed, const float* shares, const T* values, int64_t count, int64_t width) {
+  Vector sums[V];
+  for (int v = 0; v < V; ++v) sums[v] = load(mixed + v * kLanes);
+  for (int64_t i = 0; i < count; ++i) {
+    const Vector share = splat(shares[i]);
+    for (int v = 0; v < V; ++v) sums[v] += share * load(values + i * width + v * kLanes);
+  }
+  for (int v = 0; v < V; ++v) store(mixed + v * kLanes, sums[v]);
+}
+
+template <typename T, typename Query, typename Out>
+struct Attention {
+  Rows rows;
+  Pool<T> keys, values;
+  View<const Query> query;
+  View<Out> out;
+  int64_t num_queries;  // heads of one network's queries
+  int64_t own_heads;    // heads of one network's keys
+  float scaling, softcap;
+  int64_t window;
+
+  int64_t group() const { return num_queries / own_heads; }
+
+  // Once per (tile, head of any network); every row's keys and values are in their blocks by then.
+  void attend(const Tile& tile, int64_t head) const {
+    static thread_local std::vector<float> wide, scores, mixed;
+    const int64_t network = head / own_heads, first_query = head % own_heads * group(), width = keys.width;
+    const int64_t count = tile.count * group(), value_width = values.width, size = keys.size;
+    const int64_t first_position = rows.position[tile.first], end = first_position + tile.count;
+    const int64_t start = begin(first_position), length = end - start;
+    const int32_t* blocks = rows.blocks(tile.first);
+
+    wide.resize(count * width);
+    for (int64_t q = 0; q < count; ++q) {
+      const Query* from = query.at(network, first_query + q % group(), tile.first + q / group());
+      for (int64_t d = 0; d < width; ++d) wide[q * width + d] = widen(from[d]) * scaling;
+    }
+    if (static_cast<int64_t>(scores.size()) < count * length) scores.resize(count * length);
+    for (int64_t position = start; position < end;) {
+      const int64_t stop = std::min(end, (position / size + 1) * size);
+      const T* block = keys.block(blocks[position / size], head);
+      // Blocks lie anywhere, so the processor has to be told which one comes next.
+      const T* next = stop < end ? keys.block(blocks[stop / size], head) : values.block(blocks[start / size], head);
+      for (; position < stop; ++position) {
+        const int64_t slot = position % size * width;
+        for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(T)); byte += 64)
+          __builtin_prefetch(reinterpret_cast<const char*>(next + slot) + byte);
+        float* to = scores.data() + position - start;
+        int64_t q = 0;
+        for (; q + 4 <= count; q += 4) scores_of<4>(wide.data() + q * width, block + slot, width, to + q * length, length);
+        for (; q < count; ++q) scores_of<1>(wide.data() + q * width, block + slot, width, to + q * length, length);
+      }
+    }
+    for (int64_t q = 0; q < count; ++q) {
+      float* own = scores.data() + q * length;
+      const int64_t position = first_position + q / group(), from = begin(position) - start, to = position + 1 - start;
+      normalise(own + from, to - from);
+      std::fill(own, own + from, 0.0f);
+      std::fill(own + to, own + length, 0.0f);
+    }
+    mixed.assign(count * value_width, 0.0f);
+    for (int64_t position = start; position < end;) {
+      const int64_t stop = std::min(end, (position / size + 1) * size);
+      const T* block = values.block(blocks[position / size], head) + position % size * value_width;
+      for (int64_t q = 0; q < count; ++q)
+        mix(mixed.data() + q * value_width, scores.data() + q * length + position - start, block, stop - position);
+      position = stop;
+    }
+    for (int64_t q = 0; q < count; ++q) {
+      Out* to = out.at(network, first_query + q % group(), tile.first + q / group());
+      for (int64_t d = 0; d < value_width; ++d) to[d] = static_cast<Out>(mixed[q * value_width + d]);
+    }
+  }
+
+ private:
+  // The first position that a row at this one looks at.
+  int64_t begin(int64_t position) const { return window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0; }
+
+  void mix(float* mixed, const float* shares, const T* block, int64_t count) const {
+    const int64_t width = values.width;
+    int64_t d = 0;
+    for (; d + 4 * kLanes <= width; d += 4 * kLanes) add_values<4>(mixed + d, shares, block + d, count, width);
+    for (; d + kLanes <= width; d += kLanes) add_values<1>(mixed + d, shares, block + d, count, width);
+    for (; d < width; ++d)
+      for (int64_t i = 0; i < count; ++i) mixed[d] += shares[i] * widen(block[i * width + d]);
+  }
+
+  void normalise(float* scores, int64_t count) const {
+    if (softcap > 0.0f)
+      for (int64_t i = 0; i < count; ++i) scores[i] = std::tanh(scores[i] / softcap) * softcap;
+    float best = scores[0];
+    for (int64_t i = 1; i < count; ++i) best = std::max(best, scores[i]);
+    for (int64_t i = 0; i < count; ++i) scores[i] = exponential(scores[i] - best);
+    Vector sums{};
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) sums += load(scores + i);
+    float total = sum(sums);
+    for (; i < count; ++i) total += scores[i];
+    const float share = 1.0f / total;
+    for (int64_t j = 0; j < count; ++j) scores[j] *= share;
+  }
+};
+
+}  // namespace cong

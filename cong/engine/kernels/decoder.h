@@ -1,0 +1,168 @@
+// One layer of a decoder: norm, attention with rotated queries and keys, norm, gated feed-forward, each added to what
+// came in. And the end of one: norm and product with the words.
+//
+// hidden [S, N, width] stays in float32; rows are rounded to the weights' type only where they meet weights.
+
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <ATen/Parallel.h>
+
+#include "attention.h"
+#include "products.h"
+
+namespace cong {
+
+inline void narrow(float* to, const float* from, int64_t count) { std::copy_n(from, count, to); }
+inline void narrow(BFloat16* to, const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<BFloat16>(from[i]);
+}
+
+template <typename Out>
+void rms_norm(const float* row, const float* weight, int64_t width, float eps, Out* to) {
+  const float factor = 1.0f / std::sqrt(dot(row, row, width) / static_cast<float>(width) + eps);
+  for (int64_t d = 0; d < width; ++d) to[d] = static_cast<Out>(weight[d] * (row[d] * factor));
+}
+
+// Turns each pair (d, d + half) of a head by the angle of its position.
+inline void rotate(float* head, const float* cosine, const float* sine, int64_t width) {
+  const int64_t half = width / 2;
+  for (int64_t d = 0; d < half; ++d) {
+    const float left = head[d], right = head[d + half];
+    head[d] = left * cosine[d] - right * sine[d];
+    head[d + half] = right * cosine[d + half] + left * sine[d + half];
+  }
+}
+
+template <typename T>
+std::vector<RowOf<T>>& scratch(int number) {
+  static thread_local std::vector<RowOf<T>> all[3];
+  return all[number];
+}
+
+using MaybeTensors = c10::List<std::optional<at::Tensor>>;
+
+// The order of a layer's weights: matrices in the weights' type, all else in float32.
+enum Weight { kNorm, kQuery, kKey, kValue, kOut, kMiddleNorm, kGate, kUp, kDown, kBiases, kQueryNorm = kBiases + 7, kKeyNorm };
+
+template <typename T>
+void run_layer(at::Tensor& hidden, const at::Tensor& cosine, const at::Tensor& sine, const MaybeTensors& weights,
+               at::Tensor& key_pool, at::Tensor& value_pool, const Rows& rows, float scaling, int64_t window, float eps) {
+  using Row = RowOf<T>;
+  const auto matrix = [&](Weight which) {
+    const int bias = kBiases + (which < kMiddleNorm ? which - kQuery : which - kGate + 4);
+    return Matrix<T>(*weights.get(which), weights.get(bias));
+  };
+  const auto numbers = [&](Weight which) -> const float* {
+    const std::optional<at::Tensor> tensor = weights.get(which);
+    return tensor ? tensor->const_data_ptr<float>() : nullptr;
+  };
+  const Matrix<T> query = matrix(kQuery), key = matrix(kKey), value = matrix(kValue), out = matrix(kOut);
+  const Matrix<T> gate = matrix(kGate), up = matrix(kUp), down = matrix(kDown);
+  const float *norm = numbers(kNorm), *middle_norm = numbers(kMiddleNorm);
+  const float *query_norm = numbers(kQueryNorm), *key_norm = numbers(kKeyNorm);
+  const auto inner_panels = panels_of({&query, &key, &value}), out_panels = panels_of({&out});
+  const auto gate_panels = panels_of_two(gate, up), down_panels = panels_of({&down});
+
+  const int64_t num_networks = hidden.size(0), num_rows = hidden.size(1), width = hidden.size(2);
+  const Pool<T> keys(key_pool), values(value_pool);
+  const int64_t head_width = keys.width, num_heads = keys.num_heads, own_heads = num_heads / num_networks;
+  const int64_t num_queries = query.width / head_width, all_rows = num_networks * num_rows;
+  TORCH_CHECK(cosine.size(0) == num_rows && cosine.size(1) == head_width, "one angle per row and number of a head");
+  float* const stream = hidden.data_ptr<float>();
+  const float *cosines = cosine.const_data_ptr<float>(), *sines = sine.const_data_ptr<float>();
+
+  std::vector<Row>&normed = scratch<T>(0), &mixed = scratch<T>(1), &middle = scratch<T>(2);
+  static thread_local std::vector<float> inner;
+  const int64_t inner_width = query.width + key.width + value.width;
+  normed.resize(all_rows * width), mixed.resize(all_rows * query.width), middle.resize(all_rows * gate.width);
+  inner.resize(all_rows * inner_width);
+  // Pointers, because each thread of the region below has vectors of its own under these names.
+  Row *const normed_rows = normed.data(), *const mixed_rows = mixed.data(), *const middle_rows = middle.data();
+  float* const inner_rows = inner.data();
+
+  const View<const float> queries{inner_rows, num_rows * inner_width, head_width, inner_width};
+  const View<Row> mixtures{mixed_rows, num_rows * query.width, head_width, query.width};
+  const Attention<T, float, Row> attention{rows,        keys,      values,  queries, mixtures,
+                                           num_queries, own_heads, scaling, 0.0f,    window};
+  const std::vector<Tile> tiles = tiles_of(rows, attention.group());
+
+  const auto add_to_stream = [&](const Panel<T>& panel, int64_t row, const float* sums) {
+    float* to = stream + (panel.network * num_rows + row) * width + panel.first;
+    for (int64_t o = 0; o < panel.width; ++o) to[o] += sums[o];
+  };
+  const auto keep_inner = [&](const Panel<T>& panel, int64_t row, const float* sums) {
+    const int64_t part = panel.left == &query ? 0 : panel.left == &key ? query.width : query.width + key.width;
+    float* to = inner_rows + (panel.network * num_rows + row) * inner_width + part + panel.first;
+    std::copy_n(sums, panel.width, to);
+  };
+  const auto keep_gated = [&](const Panel<T>& panel, int64_t row, const float* sums) {
+    float gated[kPanel / 2];
+    for (int64_t o = 0; o < kPanel / 2; ++o) gated[o] = sums[o] / (1.0f + exponential(-sums[o])) * sums[o + kPanel / 2];
+    narrow(middle_rows + (panel.network * num_rows + row) * gate.width + panel.first, gated, panel.width);
+  };
+  // Norms and turns the heads of one row, and puts its keys and values into their block.
+  const auto place_row = [&](int64_t network, int64_t row) {
+    float* own = inner_rows + (network * num_rows + row) * inner_width;
+    const float *cosine_row = cosines + row * head_width, *sine_row = sines + row * head_width;
+    for (int64_t head = 0; head < num_queries + own_heads; ++head, own += head_width) {
+      const float* weight = head < num_queries ? query_norm : key_norm;
+      if (weight) rms_norm(own, weight + network * head_width, head_width, eps, own);
+      rotate(own, cosine_row, sine_row, head_width);
+      if (head >= num_queries) narrow(keys.slot(rows, row, network * own_heads + head - num_queries), own, head_width);
+    }
+    for (int64_t head = 0; head < own_heads; ++head, own += head_width)
+      narrow(values.slot(rows, row, network * own_heads + head), own, head_width);
+  };
+
+#pragma omp parallel num_threads(at::get_num_threads())
+  {
+#pragma omp for
+    for (int64_t row = 0; row < all_rows; ++row)
+      rms_norm(stream + row * width, norm + row / num_rows * width, width, eps, normed_rows + row * width);
+    multiply<T>(inner_panels, normed_rows, num_rows, keep_inner);
+#pragma omp for
+    for (int64_t row = 0; row < all_rows; ++row) place_row(row / num_rows, row % num_rows);
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t task = 0; task < static_cast<int64_t>(tiles.size()) * num_heads; ++task)
+      attention.attend(tiles[task / num_heads], task % num_heads);
+    multiply<T>(out_panels, mixed_rows, num_rows, add_to_stream);
+#pragma omp for
+    for (int64_t row = 0; row < all_rows; ++row)
+      rms_norm(stream + row * width, middle_norm + row / num_rows * width, width, eps, normed_rows + row * width);
+    multiply<T>(gate_panels, normed_rows, num_rows, keep_gated);
+    multiply<T>(down_panels, middle_rows, num_rows, add_to_stream);
+  }
+}
+
+// The logits [S, R, words] of some rows, in float32.
+template <typename T>
+at::Tensor run_head(const at::Tensor& hidden, const at::Tensor& chosen, const at::Tensor& norm,
+                    const at::Tensor& weight, const std::optional<at::Tensor>& bias, float eps) {
+  const Matrix<T> words(weight, bias);
+  const auto panels = panels_of({&words});
+  const int64_t num_networks = hidden.size(0), num_rows = hidden.size(1), width = hidden.size(2);
+  const int64_t num_chosen = chosen.size(0);
+  at::Tensor logits = at::empty({num_networks, num_chosen, words.width}, hidden.options());
+  std::vector<RowOf<T>>& normed = scratch<T>(0);
+  normed.resize(num_networks * num_chosen * width);
+  RowOf<T>* const normed_rows = normed.data();
+  const float *stream = hidden.const_data_ptr<float>(), *norms = norm.const_data_ptr<float>();
+  const int64_t* rows = chosen.const_data_ptr<int64_t>();
+  float* const to = logits.data_ptr<float>();
+#pragma omp parallel num_threads(at::get_num_threads())
+  {
+#pragma omp for
+    for (int64_t row = 0; row < num_networks * num_chosen; ++row) {
+      const int64_t network = row / num_chosen;
+      rms_norm(stream + (network * num_rows + rows[row % num_chosen]) * width, norms + network * width, width, eps,
+               normed_rows + row * width);
+    }
+    multiply<T>(panels, normed_rows, num_chosen, [&](const Panel<T>& panel, int64_t row, const float* sums) {
+      std::copy_n(sums, panel.width, to + (panel.network * num_chosen + row) * words.width + panel.first);
+    });
+  }
+  return logits;
+}
+
+}  // namespace cong

@@ -1,0 +1,86 @@
+// Vectors of floats as wide as the processor's, and the few functions on them that the kernels need.
+//
+// Every sum is written out in one fixed order, so that a row's numbers do not depend on what is computed beside it.
+
+#pragma once
+
+#include <c10/util/BFloat16.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace cong {
+
+using c10::BFloat16;
+
+#if defined(__AVX512F__)
+constexpr int64_t kLanes = 16;
+#else
+constexpr int64_t kLanes = 8;
+#endif
+
+typedef float Vector __attribute__((vector_size(kLanes * 4)));
+typedef float LooseVector __attribute__((vector_size(kLanes * 4), aligned(4)));
+typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t Halves __attribute__((vector_size(kLanes * 2), aligned(2)));
+
+inline Vector splat(float x) { return Vector{} + x; }
+inline Vector load(const float* from) { return *reinterpret_cast<const LooseVector*>(from); }
+inline void store(float* to, Vector x) { *reinterpret_cast<LooseVector*>(to) = x; }
+inline Vector load(const BFloat16* from) {
+  return reinterpret_cast<Vector>(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16);
+}
+
+inline float widen(float x) { return x; }
+inline float widen(BFloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.x) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+inline float sum(Vector x) {
+  typedef float Eight __attribute__((vector_size(32)));
+  typedef float Four __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
+  const Eight eight = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                      __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+  const Eight eight = x;
+#endif
+  const Four four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// exp to about 1e-7 relative: 2^n times a polynomial on [-ln2/2, ln2/2]; below -87 it stays at about 1e-38.
+inline float exponential(float x) {
+  x = std::min(std::max(x, -87.0f), 88.0f);
+  const float n = std::nearbyint(x * 1.44269504088896341f);
+  float r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
+template <typename T>
+inline float dot(const float* a, const T* b, int64_t width) {
+  Vector sums{};
+  int64_t d = 0;
+  for (; d + kLanes <= width; d += kLanes) sums += load(a + d) * load(b + d);
+  float rest = 0.0f;
+  for (; d < width; ++d) rest += a[d] * widen(b[d]);
+  return sum(sums) + rest;
+}
+
+}  // namespace cong
