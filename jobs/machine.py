@@ -24,7 +24,7 @@ from cong.errors import CongError
 LOOPBACK = "127.0.0.1"
 STORE_BYTES = 150 << 20
 _START_S = 120.0
-_STOP_S = 30.0
+_STOP_S = 10.0
 _POLL_S = 0.1
 _STARTED = "Ray runtime started"
 _LIBC = ctypes.CDLL(None)
@@ -132,17 +132,26 @@ class Machine:
         process = self._process
         if process is None:
             return
+        below = _below(process.pid)
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_S)
-        self.lose()
+        self._kill(below)
 
     def lose(self) -> None:
         """As if its power failed: nothing of it runs on, and nobody is told."""
         if self._process is not None:
-            # Ray's processes are made to die with this one.
-            self._process.kill()
-            self._process.wait(_STOP_S)
+            self._kill(_below(self._process.pid))
+
+    def _kill(self, below: Mapping[int, str]) -> None:
+        assert self._process is not None, "it has started"
+        self._process.kill()
+        self._process.wait(_STOP_S)
+        # Most of Ray's processes die with it, and its agents some time later.
+        for pid, started in below.items():
+            if started and _started(pid) == started:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -151,6 +160,35 @@ class Machine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _below(root: int) -> dict[int, str]:
+    """Processes that descend from one, each with the moment at which it began: a number may be used again."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _fields(int(entry.name))):
+            parents[int(entry.name)] = int(fields[1])
+    found, queue = dict[int, str](), [root]
+    while queue:
+        parent = queue.pop()
+        for pid in [pid for pid, its in parents.items() if its == parent]:
+            found[pid] = _started(pid)
+            queue.append(pid)
+    return found
+
+
+def _started(pid: int) -> str:
+    """Empty where there is none, and where it has ended and waits to be asked for its result."""
+    fields = _fields(pid)
+    return fields[19] if fields and fields[0] != "Z" else ""
+
+
+def _fields(pid: int) -> list[str]:
+    """What the kernel says of a process, behind its name."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 @contextlib.contextmanager

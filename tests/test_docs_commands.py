@@ -74,7 +74,7 @@ ELSEWHERE = {
     "test_a_dry_run_shows_where_everything_will_lie",
     "python -m jobs.train --config run.yaml --local": "tests/jobs/test_train_job.py::"
     "test_a_killed_driver_is_followed_by_another_whatever_it_has_left",
-    "python -m jobs.train --config run.yaml --submit": "tests/jobs/test_submitted_train_job.py::"
+    "python -m jobs.train --config run.yaml --submit": "tests/jobs/test_submitted_jobs.py::"
     "test_a_submitted_run_runs_once_saves_when_stopped_and_goes_on_with_fewer_workers",
     "python -m serve --config serve/config.yaml --dry-run": "tests/serve/test_command.py::"
     "test_a_dry_run_shows_what_it_resolves_to",
