@@ -1,12 +1,15 @@
 """A process and all that descend from it: memory and open handles over time, read from /proc. Linux only."""
 
+import contextlib
 import os
 import statistics
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -56,6 +59,33 @@ def usage_of(root: int) -> list[Usage]:
 def _short(name: str) -> str:
     """A command without folders and most of its arguments."""
     return " ".join(word.rpartition("/")[2] for word in name.split()[:3])[:60]
+
+
+class Elsewhere:
+    """What programs that are no part of a measurement take of the machine meanwhile."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._started_s, self._busy_s, self._own_s = time.monotonic(), busy_s(), self._own()
+
+    def cores(self) -> float:
+        """Processors that others have kept busy since the start, on average."""
+        others_s = busy_s() - self._busy_s - (self._own() - self._own_s)
+        return max(0.0, others_s / (time.monotonic() - self._started_s))
+
+    def _own(self) -> float:
+        found = time.process_time()
+        for pid in family(self._root):
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                found += (int(words[11]) + int(words[12])) / TICKS_PER_S
+        return found
+
+
+def busy_s() -> float:
+    """Seconds of all processors that were spent on programs since the machine started."""
+    words = Path("/proc/stat").read_text().splitlines()[0].split()
+    return sum(int(word) for word in words[1:4]) / TICKS_PER_S
 
 
 class Watch:

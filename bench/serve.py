@@ -34,7 +34,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent))
 
 from load import Outcome, Shot, Target, arrivals, fire, keep_busy, percentile, sample_body, summarise
-from processes import Watch
+from processes import Elsewhere, Watch
 from workload import Work, conditions, make_pair, summary, write_json
 
 from cong.client import Client
@@ -336,7 +336,8 @@ def show(launcher: str, result: dict[str, Any], console: Console) -> None:
             size, slope = f"{row['resident_mib_last']:.0f}", f"{row['resident_mib_per_minute']:+.2f}"
             table.add_row(row["name"], size, slope, handles)
         console.print(table)
-    for part in result.values():
+    for name, part in result.items():
+        console.print(f"{launcher}, {name}: other programs kept {part['cores_busy_elsewhere']:.2f} cores busy")
         for promise, is_kept in part.get("promises", {}).items():
             console.print(f"{'kept  ' if is_kept else 'BROKEN'} {promise}", style="green" if is_kept else "bold red")
 
@@ -349,6 +350,7 @@ def measure(launcher: str, engine: Engine, pair: tuple[Path, Path], options: arg
     ):
         result: dict[str, Any] = {}
         for part in options.only:
+            elsewhere = Elsewhere(running.pid)
             if part == "throughput":
                 result[part] = throughput(engine, running, options)
             elif part == "cost":
@@ -357,7 +359,19 @@ def measure(launcher: str, engine: Engine, pair: tuple[Path, Path], options: arg
                 result[part] = overload(running, options)
             else:
                 result[part] = soak(running, options)
+            result[part]["cores_busy_elsewhere"] = elsewhere.cores()
         return result
+
+
+def store(
+    path: Path, launcher: str, result: dict[str, Any], before: dict[str, Any], options: argparse.Namespace
+) -> None:
+    """Each part with its conditions, in the place of what the file held of it; other parts stay."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    asked = {name: value for name, value in vars(options).items() if isinstance(value, int | float | str)}
+    for part, figures in result.items():
+        found.setdefault(launcher, {})[part] = {"conditions": before, "options": asked, **figures}
+    write_json(path, found)
 
 
 def main() -> int:
@@ -373,7 +387,7 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load in the open loop")
     parser.add_argument("--max-waiting", type=int, default=64, help="of the service: samples without a seat")
-    parser.add_argument("--max-queued", type=int, default=32, help="of Serve: requests that wait at the proxy")
+    parser.add_argument("--max-queued", type=int, default=96, help="of Serve: requests that wait at the proxy")
     parser.add_argument("--niceness", type=int, default=0, help="of the engine's threads")
     parser.add_argument("--soak-minutes", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=0, help="of tensor work; 0 = as many as there are cores")
@@ -392,9 +406,8 @@ def main() -> int:
     for launcher in options.launcher:
         results[launcher] = measure(launcher, engine, pair, options)
         show(launcher, results[launcher], console)
-    if options.json is not None:
-        asked = {name: value for name, value in vars(options).items() if isinstance(value, int | float | str | list)}
-        write_json(options.json, {"conditions": before, "options": asked, "results": results})
+        if options.json is not None:
+            store(options.json, launcher, results[launcher], before, options)
     promises = [
         kept for result in results.values() for part in result.values() for kept in part.get("promises", {}).values()
     ]

@@ -56,20 +56,18 @@ class Fragile(Replica):
 
     def open_service(self, writer_id: str) -> "SampleService":
         from cong.engine import Engine, Event
-        from cong.service import building
 
-        fault = faults_of(self.config) / BLOCK_ENGINE
+        fault, step = faults_of(self.config) / BLOCK_ENGINE, Engine.events
 
-        class Blocking(Engine):
-            def events(self) -> list[Event]:
-                until_s = time.monotonic() + LIMIT_S
-                if take(fault):
-                    while time.monotonic() < until_s:
-                        time.sleep(0.1)
-                return super().events()
+        def events(engine: Engine) -> list[Event]:
+            until_s = time.monotonic() + LIMIT_S
+            if take(fault):
+                while time.monotonic() < until_s:
+                    time.sleep(0.1)
+            return step(engine)
 
-        # This process is a replica and serves nothing else.
-        setattr(building, "Engine", Blocking)  # noqa: B010
+        # This process is a replica and serves nothing else. In the class itself, wherever engines are made.
+        setattr(Engine, "events", events)  # noqa: B010
         return super().open_service(writer_id)
 
 
