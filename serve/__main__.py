@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cong.config import dump_config
-from cong.errors import CongError
+from cong.errors import ConfigError, CongError
 from serve.private import TOKEN, make_private
 
 DEFAULT_FILE = Path(__file__).parent / "config-lab.yaml"
@@ -88,6 +89,7 @@ def run_in(folder: Path, options: argparse.Namespace) -> int:
         print(f"# {options.config}: in order; {file.name} would listen at {file.url}")
         print(dump_config(file.args), end="")
         return 0
+    require_free(file.schema.http_options.host, file.schema.http_options.port)
     print(f"starting Ray and {file.name} from {options.config} ...", flush=True)
     told = threading.Event()
     with LocalRay(folder, num_cpus=options.num_cpus, has_dashboard=options.dashboard, is_verbose=options.verbose):
@@ -123,6 +125,16 @@ def run_in(folder: Path, options: argparse.Namespace) -> int:
             is_drained = False
     print("stopped" if is_drained else "stopped; requests in flight were cut", flush=True)
     return 0
+
+
+def require_free(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before minutes go into loading."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} of {host} cannot be listened on ({error.strerror}); give another with --port"
+        ) from error
 
 
 def _deployments(file: Any) -> list[Any]:

@@ -86,6 +86,12 @@ def _check_together(path: Path, schema: ServeDeploySchema, args: Application) ->
             f"http_options.host is {http.host!r}, which other machines can reach, and there are no keys; set "
             "service.api_keys_file or service.api_keys_env in the application's args, or listen on 127.0.0.1"
         )
+    if not 0 < http.port < 65_536:
+        problems.append(f"http_options.port is {http.port}; ports are 1 to 65535")
+    if not args.uses_lab_pair and not args.run().models.aligned.source:
+        problems.append(
+            "models.aligned.source names no network; give it a folder or a hub id, or set uses_lab_pair to true"
+        )
     if http.request_timeout_s is None or http.request_timeout_s < service.max_deadline_s:
         problems.append(
             f"http_options.request_timeout_s is {http.request_timeout_s}; streams are cut at it, so give at least "

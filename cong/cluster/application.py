@@ -43,6 +43,8 @@ class Light(Settings):
     max_concurrent_per_key: int | None = Field(default=None, ge=1)
     keep_alive_s: float | None = Field(default=None, gt=0.0)
     write_timeout_s: float | None = Field(default=None, gt=0.0)
+    stream_writes_per_s: float | None = Field(default=None, gt=0.0)
+    max_stream_gap_s: float | None = Field(default=None, gt=0.0)
 
 
 def application_problems(application: dict[str, Any], place: str) -> Iterator[Problem]:

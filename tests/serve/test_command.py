@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,6 +42,8 @@ def test_a_dry_run_shows_what_it_resolves_to(path: str, capsys: pytest.CaptureFi
         (["--set", "engine.max_runing=3"], "the nearest known one is 'engine.max_running'"),
         (["--config", "no/such.yaml"], "cannot read no/such.yaml"),
         (["--set", "nonsense"], "write it as section.key=value"),
+        (["--port", "70000"], "ports are 1 to 65535"),
+        (["--set", "uses_lab_pair=false"], "models.aligned.source names no network"),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_starts(
@@ -50,6 +53,14 @@ def test_what_is_wrong_is_told_before_anything_starts(
     assert message in capsys.readouterr().err
     assert main(arguments) == 2
     assert "starting" not in capsys.readouterr().out
+
+
+def test_a_port_that_is_taken_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["--port", str(taken.getsockname()[1])]) == 2
+    shown = capsys.readouterr()
+    assert "give another with --port" in shown.err
+    assert "starting" not in shown.out
 
 
 def test_a_host_that_others_reach_is_taken_with_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
