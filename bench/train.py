@@ -1,146 +1,158 @@
-"""Tokens per second of training, ours and of trainers people use, on the same network and examples, in turn.
+"""Tokens per second of training on a CPU: our loop, TRL's trainers, and a bare forward and backward of the same tokens.
 
-    python bench/train.py --json runs/bench-train.json
+    python bench/train.py --json docs/results/train.json
 
-Every row trains the same optimiser steps of supervised fine-tuning `--rounds` times, the rows taking turns; a token is
-one that a network reads, padding left out. Lengths are long-tailed, as answers are. Figures are medians.
+Supervised fine-tuning on records of mixed lengths and DPO with log-probs of the reference at hand, on one small
+network; the rows take turns, `--rounds` times. A token is one that a network has to read, padding left out. DeepSpeed
+runs in one and in two processes, and says what its stages hold between two steps, when gradients are gone. Figures are
+medians over all steps of all rounds.
 """
 
 import argparse
+import json
+import logging
+import os
+import socket
+import statistics
+import subprocess
 import sys
-import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import transformers
+os.environ.setdefault("TQDM_DISABLE", "1")
+
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from workload import VOCAB, conditions, make_network, summary, write_json
+from trainers import Timing, bare, ours, small_network, small_work, trl_trainer
+from workload import conditions, summary, write_json
 
-from cong.config.train import BatchSettings, OptimizerSettings
-from cong.models import load_network
-from cong.objectives import SFT
-from cong.train.batch import Example
-from cong.train.feed import Feed
-from cong.train.loop import Progress, run
-from cong.train.source import ExampleList
-from cong.train.torch_backend import TorchBackend
-from cong.train.trainee import pack_attention
+Steps = Sequence[tuple[float, int, int]]
+"""Seconds, tokens and response tokens of each."""
 
-
-def draw_examples(num_examples: int, median_tokens: int) -> list[Example]:
-    """Random tokens; lengths of answers are lognormal, at most eight times the median."""
-    rng = np.random.default_rng(0)
-    found = []
-    for number in range(num_examples):
-        length = int(min(8 * median_tokens, max(4, median_tokens * rng.lognormal(0.0, 0.8))))
-        prompt, answer = (rng.integers(3, VOCAB, size).astype(np.int32) for size in (median_tokens // 2, length))
-        found.append(Example(str(number), str(number), prompt, (answer,)))
-    return found
+ROWS = {
+    "SFT: cong": lambda: ours(small_network(), small_work(1)),
+    "SFT: cong, padded": lambda: ours(small_network(), small_work(1), is_packed=False),
+    "SFT: TRL": lambda: trl_trainer(small_network(), small_work(1), per_device=8),
+    "SFT: forward and backward alone": lambda: bare(small_network(), small_work(1)),
+    "DPO: cong": lambda: ours(small_network(), small_work(2)),
+    "DPO: TRL": lambda: trl_trainer(small_network(), small_work(2), per_device=8),
+}
+RATIOS = {
+    "SFT of TRL": ("SFT: cong", "SFT: TRL"),
+    "SFT of the bare passes": ("SFT: cong", "SFT: forward and backward alone"),
+    "DPO of TRL": ("DPO: cong", "DPO: TRL"),
+}
 
 
-def ours(folder: Path, examples: Sequence[Example], batch_size: int, *, is_packed: bool) -> Callable[[], float]:
-    """Our loop with the plain torch backend."""
-    network = load_network(str(folder), role="strong", dtype="float32", device="cpu")
-    if is_packed:
-        pack_attention(network)
-    network.model.requires_grad_(True)
-    backend = TorchBackend(network.model, OptimizerSettings(), precision="float32")
-    batches = BatchSettings(batch_size=batch_size, max_tokens_per_micro_batch=4096, is_packed=is_packed)
-
-    def measure() -> float:
-        source = ExampleList(examples)
-        num_steps = -(-len(examples) // batch_size)
-        started_s = time.perf_counter()
-        feed = Feed(source, batches, unit="tokens")
-        done = run(backend, SFT(), feed, Progress(num_steps, source.position), lambda step: 1e-5, [])
-        return done.num_tokens / (time.perf_counter() - started_s)
-
-    return measure
-
-
-def trl_trainer(folder: Path, examples: Sequence[Example], batch_size: int) -> Callable[[], float]:
-    """TRL's trainer for fine-tuning, with its defaults: padded batches, loss on answers alone."""
-    import datasets
-    import trl
-
-    rows = [
-        {
-            "input_ids": [*each.prompt_ids.tolist(), *each.responses[0].tolist()],
-            "completion_mask": [0] * len(each.prompt_ids) + [1] * len(each.responses[0]),
-        }
-        for each in examples
+def deepspeed(world_size: int, stage: int, seconds: float) -> dict[str, Any]:
+    """Our loop in so many processes, which share the threads that this one has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = max(1, (os.cpu_count() or 1) // world_size)
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).parent / "deepspeed_worker.py")]
+    processes = [
+        subprocess.Popen(
+            [*command, "--stage", str(stage), "--seconds", str(seconds)],
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": str(threads),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(world_size)
     ]
-    num_tokens = sum(len(row["input_ids"]) for row in rows)
+    try:
+        outputs = [process.communicate(timeout=180.0 + seconds)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    said: dict[str, Any] = json.loads(outputs[0].splitlines()[-1])
+    return said
 
-    def measure() -> float:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype="float32")
-        with tempfile.TemporaryDirectory() as output:
-            settings = trl.SFTConfig(
-                output_dir=output,
-                per_device_train_batch_size=batch_size,
-                num_train_epochs=1,
-                learning_rate=1e-5,
-                report_to="none",
-                save_strategy="no",
-                logging_strategy="no",
-                use_cpu=not torch.cuda.is_available(),
-                bf16=False,
-                gradient_checkpointing=False,
-                max_length=None,
-                disable_tqdm=True,
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
-            trainer = trl.SFTTrainer(
-                model=model, args=settings, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer
-            )
-            started_s = time.perf_counter()
-            trainer.train()
-            return num_tokens / (time.perf_counter() - started_s)
 
-    return measure
+def speeds(steps: Steps) -> list[float]:
+    """Tokens per second of each step."""
+    return [tokens / seconds for seconds, tokens, _ in steps]
+
+
+def show(figures: dict[str, list[float]], memory: dict[str, dict[str, Any]]) -> None:
+    """Two tables."""
+    table = Table("trainer", "tokens/s", "slowest step", "fastest step", "steps")
+    for name, values in figures.items():
+        numbers = (statistics.median(values), min(values), max(values))
+        table.add_row(name, *(f"{value:,.0f}" for value in numbers), str(len(values)))
+    Console(width=110).print(table)
+    table = Table("ZeRO stage, 2 ranks", "bytes a parameter, formula", "held by rank 0")
+    for name, found in memory.items():
+        table.add_row(name, f"{found['foretold']:.2f}", f"{found['held']:.2f}")
+    Console(width=110).print(table)
 
 
 def main() -> None:
     """Measure and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=64)
-    parser.add_argument("--median-tokens", type=int, default=96)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of counted steps, in each row and round")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    examples = draw_examples(arguments.examples, arguments.median_tokens)
-    with tempfile.TemporaryDirectory() as folder:
-        network = make_network(Path(folder) / "network", 0)
-        size = arguments.batch_size
-        rows = {
-            "ours, packed": ours(network, examples, size, is_packed=True),
-            "ours, padded": ours(network, examples, size, is_packed=False),
-            "TRL SFTTrainer": trl_trainer(network, examples, size),
-        }
-        before = conditions()
-        figures: dict[str, list[float]] = {name: [] for name in rows}
-        for _ in range(arguments.rounds):
-            for name, measure in rows.items():
-                figures[name].append(measure())
-    table = Table("what", "tokens/s", "from", "to")
-    for name, values in figures.items():
-        table.add_row(
-            name, *(f"{value:,.0f}" for value in (sorted(values)[len(values) // 2], min(values), max(values)))
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    started_s, before = time.perf_counter(), conditions()
+    trainers: dict[str, Callable[[float], Timing]] = {name: make() for name, make in ROWS.items()}
+    figures: dict[str, list[float]] = {name: [] for name in trainers}
+    memory: dict[str, dict[str, Any]] = {}
+    for _ in range(arguments.rounds):
+        for name, train in trainers.items():
+            figures[name] += speeds(train(arguments.seconds).counted)
+    num_parameters = sum(weight.numel() for weight in small_network().parameters())
+    for world_size, stage in ((1, 1), (2, 1), (2, 2), (2, 3)):
+        said = deepspeed(world_size, stage, arguments.seconds)
+        figures[f"SFT: cong, DeepSpeed, stage {stage}, {world_size} rank{'s' * (world_size > 1)}"] = speeds(
+            said["steps"]
         )
-    Console().print(table)
+        if world_size > 1:
+            foretold = said["foretold_bytes"]
+            memory[str(stage)] = {
+                "foretold": (foretold["parameters"] + foretold["optimizer"]) / num_parameters,
+                "foretold_with_gradients": sum(foretold.values()) / num_parameters,
+                "held": said["held_bytes"] / num_parameters,
+            }
+    show(figures, memory)
+    medians = {name: statistics.median(values) for name, values in figures.items()}
+    ratios = {name: medians[one] / medians[other] for name, (one, other) in RATIOS.items()}
+    print({name: round(value, 2) for name, value in ratios.items()}, f"{time.perf_counter() - started_s:.0f} s in all")
     if arguments.json:
-        results = {name: summary(values) for name, values in figures.items()}
+        work = small_work(1)
         write_json(
-            arguments.json, {"conditions": before, "work": vars(arguments) | {"json": None}, "tokens_per_s": results}
+            arguments.json,
+            {
+                "conditions": before,
+                "work": {
+                    "examples_per_step": work.batch_size,
+                    "max_tokens_per_pass": work.max_tokens,
+                    "mean_tokens": sum(each.num_tokens for each in work.examples) / len(work.examples),
+                    "parameters": num_parameters,
+                    "rounds": arguments.rounds,
+                    "seconds": arguments.seconds,
+                },
+                "tokens_per_s": {name: summary(values) for name, values in figures.items()},
+                "ratios": ratios,
+                "zero_bytes_per_parameter": memory,
+            },
         )
 
 

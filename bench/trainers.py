@@ -23,6 +23,7 @@ from torch import nn
 from cong.config.train import BatchSettings, OptimizerSettings, Precision
 from cong.models import register_attention
 from cong.objectives import DPO, SFT, FrozenNetwork, Objective
+from cong.train.backend import Backend
 from cong.train.batch import Example
 from cong.train.feed import Feed
 from cong.train.loop import Progress, StepReport, run
@@ -117,16 +118,54 @@ def draw_examples(
     return found
 
 
+def small_network() -> Any:
+    """A random Llama of 6 layers, 256 wide, 4,096 words, the same every time."""
+    torch.manual_seed(0)
+    made: Any = transformers.LlamaForCausalLM
+    return made(
+        transformers.LlamaConfig(
+            vocab_size=4096,
+            hidden_size=256,
+            intermediate_size=688,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=1024,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+            pad_token_id=PADDING,
+        )
+    )
+
+
+def small_work(num_responses: int) -> Work:
+    """Records of mixed lengths for it: 16 samples or 8 pairs to a step."""
+    size = 16 // num_responses
+    examples = draw_examples(
+        40 * size,
+        vocab=4096,
+        median_tokens=96,
+        num_responses=num_responses,
+        prompt_tokens=(24, 72),
+        seed=num_responses,
+    )
+    return Work(examples, size, 4096, "float32", "cpu")
+
+
 def ours(model: Any, work: Work, *, is_packed: bool = True, is_compiled: bool = False) -> Trainer:
-    """Our loop with the plain torch backend; pairs are trained by DPO with log-probs of the reference at hand."""
+    """Our loop with the plain torch backend."""
+    if is_compiled:
+        compile_layers(model)
+    optimizer = OptimizerSettings(learning_rate=LEARNING_RATE)
+    backend = TorchBackend(model, optimizer, precision=work.precision, device=work.device)
+    return train_with(backend, model, work, is_packed=is_packed)
+
+
+def train_with(backend: Backend, model: Any, work: Work, *, is_packed: bool = True) -> Trainer:
+    """Our loop with any backend; pairs are trained by DPO with log-probs of the reference at hand."""
     if is_packed:
         register_attention(ATTENTION_NAME, attend_packed)
         model.set_attn_implementation(ATTENTION_NAME)
-    if is_compiled:
-        compile_layers(model)
-    backend = TorchBackend(
-        model, OptimizerSettings(learning_rate=LEARNING_RATE), precision=work.precision, device=work.device
-    )
     longest = max(example.longest for example in work.examples)
     settings = BatchSettings(
         batch_size=work.batch_size,
@@ -139,10 +178,21 @@ def ours(model: Any, work: Work, *, is_packed: bool = True, is_compiled: bool = 
     def train(seconds: float) -> Timing:
         timing = Timing()
         source = ExampleList(work.examples)
-        feed = Feed(source, settings, unit=method.needs.unit, frozen_names=method.needs.frozen)
+        feed = Feed(
+            source,
+            settings,
+            unit=method.needs.unit,
+            rank=backend.rank,
+            world_size=backend.world_size,
+            frozen_names=method.needs.frozen,
+        )
 
         def watch(progress: Progress, report: StepReport) -> None:
             timing.done(report.num_tokens, report.num_response_tokens)
+
+        def is_over() -> bool:
+            # Whoever is first decides for all.
+            return bool(backend.total(torch.tensor([float(backend.rank == 0 and timing.is_over(seconds))])).item())
 
         run(
             backend,
@@ -151,7 +201,7 @@ def ours(model: Any, work: Work, *, is_packed: bool = True, is_compiled: bool = 
             Progress(work.num_steps, source.position),
             lambda step: LEARNING_RATE,
             [watch],
-            should_stop=lambda: timing.is_over(seconds),
+            should_stop=is_over,
         )
         return timing
 

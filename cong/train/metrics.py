@@ -8,12 +8,13 @@ import importlib.util
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from cong.config.train import LoggingSettings
-from cong.errors import MissingExtra
+from cong.errors import ConfigError, MissingExtra
 from cong.report.atomic import write_atomically
 
 Values = Mapping[str, float | int]
@@ -86,9 +87,15 @@ class WandB:
 
     def __init__(self, project: str, name: str, folder: Path, config: Mapping[str, Any]) -> None:
         wandb = _package("wandb", "trackers")
-        self._run: Any = wandb.init(
-            project=project, id=name, name=name, dir=str(folder), config=dict(config), resume="allow"
-        )
+        try:
+            self._run: Any = wandb.init(
+                project=project, id=name, name=name, dir=str(folder), config=dict(config), resume="allow"
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                f"train.logging.wandb_project is {project!r}, and Weights & Biases cannot be used: {error}; log in, or "
+                "set WANDB_MODE=offline to write into the run's folder"
+            ) from error
 
     def log(self, step: int, values: Values) -> None:
         """Numbers of a step."""
@@ -104,16 +111,24 @@ class MLflow:
 
     def __init__(self, uri: str, name: str) -> None:
         tracking = _package("mlflow.tracking", "trackers")
-        self._client: Any = tracking.MlflowClient(tracking_uri=uri)
-        found = self._client.get_experiment_by_name("cong")
-        experiment = self._client.create_experiment("cong") if found is None else found.experiment_id
-        runs = self._client.search_runs([experiment], filter_string=f"attributes.run_name = '{name}'", max_results=1)
-        self._run_id = (runs[0] if runs else self._client.create_run(experiment, run_name=name)).info.run_id
+        self._entities = importlib.import_module("mlflow.entities")
+        try:
+            self._client: Any = tracking.MlflowClient(tracking_uri=uri)
+            found = self._client.get_experiment_by_name("cong")
+            experiment = self._client.create_experiment("cong") if found is None else found.experiment_id
+            runs = self._client.search_runs(
+                [experiment], filter_string=f"attributes.run_name = '{name}'", max_results=1
+            )
+            self._run_id = (runs[0] if runs else self._client.create_run(experiment, run_name=name)).info.run_id
+            self._client.update_run(self._run_id, status="RUNNING")
+        except importlib.import_module("mlflow.exceptions").MlflowException as error:
+            raise ConfigError(f"train.logging.mlflow_uri is {uri!r}, and MLflow refuses it: {error}") from error
 
     def log(self, step: int, values: Values) -> None:
-        """Numbers of a step."""
-        for name, value in values.items():
-            self._client.log_metric(self._run_id, name, float(value), step=step)
+        """Numbers of a step, in one request."""
+        now_ms = time.time_ns() // 1_000_000
+        metrics = [self._entities.Metric(name, float(value), now_ms, step) for name, value in values.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
 
     def close(self) -> None:
         """End the run."""
