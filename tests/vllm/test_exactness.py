@@ -56,7 +56,12 @@ def test_one_network_and_three_equal_the_reference(world: VllmWorld, num_network
     deeper: list[dict[str, Any]] = [{"num_hidden_layers": 3}, {}, {}]
     folders = [world.folder("llama", seed, **deeper[seed if num_networks == 3 else 1]) for seed in range(num_networks)]
     requests = random_requests(6, 24, num_networks=num_networks)
-    expect_reference(serve(world.engine(*folders), requests), requests, world.oracle(*folders))
+    engine = world.engine(*folders)
+    expect_reference(serve(engine, requests), requests, world.oracle(*folders))
+    (rated,) = run(engine, Rate("s", Prompt(token_ids=(4, 9, 17)), (5, 6, 7)))
+    expected = reference_score(world.oracle(*folders), (4, 9, 17), (5, 6, 7))
+    for logprobs, reference in zip(rated.score.logprobs.values(), expected, strict=True):
+        torch.testing.assert_close(logprobs, reference, atol=1e-3, rtol=0)
 
 
 def test_different_widths_and_architectures_run_in_lockstep(world: VllmWorld) -> None:

@@ -1,4 +1,4 @@
-"""K networks as one vLLM model, behind the engine protocol. The one place that imports vllm; nothing imports it lazily.
+"""K networks as one vLLM model, behind the engine protocol. The one place that imports vllm.
 
-Whoever has not installed vLLM never comes here: `cong.engine.opening` does, when the configuration says so.
+`cong.engine.opening` comes here when the configuration says so, and vLLM itself by its plug-in entry point.
 """

@@ -202,12 +202,12 @@ class VllmEngine:
         self._counts["drawn"] += len(tokens)
         if sequence.targets:
             self._take_score(sequence, output, tokens, now)
-            return
-        for token in tokens:
-            if not sequence.is_finished:
-                self._desk.take_token(sequence, token, now)
+        else:
+            for token in tokens:
+                if not sequence.is_finished:
+                    self._desk.take_token(sequence, token, now)
         if output.finished and not sequence.is_finished:
-            raise ModelError(f"vLLM ended a sample by itself ({completion.finish_reason}) that is not at its end")
+            raise ModelError(f"vLLM ended a request by itself ({completion.finish_reason}) that is not at its end")
 
     def _take_score(self, sequence: Sequence, output: RequestOutput, tokens: list[TokenRecord], now: float) -> None:
         if not tokens:
@@ -269,6 +269,7 @@ def _start(networks: NetworkSet, config: EngineConfig, ledger: _Ledger) -> LLMEn
     arguments = EngineArgs(
         model=str(first.artefact.folder),
         skip_tokenizer_init=True,
+        load_format="safetensors",
         generation_config="vllm",
         hf_overrides={
             "architectures": [ARCHITECTURE],

@@ -32,7 +32,9 @@ class MixedForCausalLM(nn.Module):
         self.vocab_size: int = config.cong_vocab_size
         self.roles: list[str] = [network["role"] for network in config.cong_networks]
         self.secondary_weights = [
-            DefaultModelLoader.Source(network["folder"], None, prefix=f"{_SOURCE_MARK}{network['role']}:")
+            DefaultModelLoader.Source(
+                network["folder"], None, prefix=f"{_SOURCE_MARK}{network['role']}:", fall_back_to_pt=False
+            )
             for network in config.cong_networks[1:]
         ]
         """What vLLM's loader reads beside the first network's folder."""
