@@ -50,7 +50,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def add_train_command(commands: "Commands") -> None:
     """Declare `cong train`."""
-    parser = commands.add_parser("train", help="train a network on a stream or on preferences, on this machine")
+    about = "train a network on a stream or on preferences, on this machine"
+    more = "It needs a network (train.network.source) and data (stream.location, or train.data). Run again, it goes on."
+    parser = commands.add_parser("train", help=about, description=f"{about[0].upper()}{about[1:]}. {more}")
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="in place of output_dir; a run that lies there goes on"
     )
