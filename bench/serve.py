@@ -88,13 +88,13 @@ def settings(pair: tuple[Path, Path], options: argparse.Namespace) -> dict[str, 
 
 
 def serve_file(config: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """The shipped file for laptops with these settings; what a replica could only refuse is refused by the proxy."""
+    """The shipped file for laptops with these settings, and room at the replica, so that nothing waits at the proxy."""
     content: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "config-lab.yaml").read_text())
     (application,) = content["applications"]
     application["args"] = {**config, "resources": {"num_cpus": 1}}
     (deployment,) = application["deployments"]
     deployment |= {
-        "max_ongoing_requests": SEATS + options.max_waiting,
+        "max_ongoing_requests": options.max_ongoing,
         "max_queued_requests": options.max_queued,
         "graceful_shutdown_timeout_s": 3700,
     }
@@ -387,6 +387,7 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load in the open loop")
     parser.add_argument("--max-waiting", type=int, default=64, help="of the service: samples without a seat")
+    parser.add_argument("--max-ongoing", type=int, default=1024, help="of Serve: requests that the replica holds")
     parser.add_argument("--max-queued", type=int, default=96, help="of Serve: requests that wait at the proxy")
     parser.add_argument("--niceness", type=int, default=0, help="of the engine's threads")
     parser.add_argument("--soak-minutes", type=float, default=10.0)
