@@ -37,6 +37,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
         "cong_engine_health",
         "cong_engine_steps_total",
         "cong_engine_seconds_total",
+        "cong_engine_bound_seconds_total",
         "cong_preemptions_total",
         "cong_prefix_hits_total",
     ),
