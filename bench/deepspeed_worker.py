@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def settings_of(stage: int, folder: Path) -> TrainConfig:
-    """ZeRO of a stage; stage 3 lets go of gathered parameters at once, of which it keeps up to a billion otherwise."""
+    """ZeRO of a stage; stage 3 is asked to keep no gathered parameters, up to a billion of which it keeps otherwise."""
     file = None
     if stage == 3:
         file = folder / "deepspeed.json"
