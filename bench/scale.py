@@ -28,7 +28,7 @@ from cong import __version__
 from cong.config.jobs import SamplingJobConfig
 from cong.config.stream import ReadSettings, WriteSettings
 from cong.estimate.tables import hours_text
-from cong.report import Column, Table, to_rich
+from cong.report import Cell, Column, Table, to_rich
 from cong.stream import StreamReader, StreamWriter, open_store
 from cong.stream.index import KeyIndex
 from cong.stream.keys import KEY_BYTES
@@ -199,7 +199,9 @@ class Deployment:
     @property
     def num_jobs(self) -> int:
         """Sampling jobs that keep every seat busy with one sample a prompt."""
-        most = next(each.le for each in SamplingJobConfig.model_fields["in_flight"].metadata if hasattr(each, "le"))
+        most: int = next(
+            each.le for each in SamplingJobConfig.model_fields["in_flight"].metadata if hasattr(each, "le")
+        )
         return math.ceil(self.samplers * self.seats / most)
 
 
@@ -270,7 +272,7 @@ def run(grid: Sequence[tuple[int, int]], num_keys: Sequence[int], asked: Sequenc
 def show(report: Report) -> None:
     """Two tables."""
     columns = [Column("what", "left"), Column("size", "left"), Column("median", format=",.3g"), Column("unit", "left")]
-    rows = [[each.what, each.size, each.median, each.unit] for each in report.measured]
+    rows: list[list[Cell]] = [[each.what, each.size, each.median, each.unit] for each in report.measured]
     console = Console(width=150)
     console.print(to_rich(Table("Measured", columns, rows)))
     names = (
@@ -284,7 +286,7 @@ def show(report: Report) -> None:
         "index",
     )
     columns = [*(Column(name, format=",.3g") for name in names), Column("jobs"), Column("cursor"), Column("holds for")]
-    shown = [
+    shown: list[list[Cell]] = [
         [
             each.samplers,
             f"{each.acknowledge_s:g} s",
