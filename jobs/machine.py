@@ -65,6 +65,8 @@ class Machine:
         self._folder = folder
         self._log = folder / f"{name}.log"
         port = free_port()
+        # A driver talks to the machine whose address it has, and on this computer that must be the head alone.
+        host = LOOPBACK if head is None else f"127.{port // 256}.{port % 256}.1"
         self.address: str = f"{LOOPBACK}:{port}" if head is None else head.address
         """Of the cluster."""
         self.dashboard_url = f"http://{LOOPBACK}:{free_port()}" if has_dashboard else ""
@@ -74,7 +76,7 @@ class Machine:
             "start",
             *(place if head is None else [f"--address={head.address}"]),
             "--block",
-            f"--node-ip-address={LOOPBACK}",
+            f"--node-ip-address={host}",
             f"--num-cpus={num_cpus:g}",
             f"--resources={json.dumps(dict(resources or {}))}",
             f"--object-store-memory={STORE_BYTES}",
