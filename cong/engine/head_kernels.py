@@ -151,8 +151,11 @@ def draw_kernel(
     temperature = tl.load(numbers + 1)
     is_greedy = temperature == 0.0
     size = tl.load(sizes_B + row).to(tl.int32)
+    num_held = tl.minimum(
+        size, WIDTH
+    )  # what a set that does not fit draws is not used, but must not read beyond its row
     column_H = tl.arange(0, WIDTH)
-    is_there_H = column_H < size
+    is_there_H = column_H < num_held
     cell_H = row * WIDTH + column_H
     id_H = tl.load(ids_BH + cell_H, mask=is_there_H, other=0)
     anchor_H = tl.load(logprobs_KBH + cell_H, mask=is_there_H, other=0.0)
@@ -196,12 +199,12 @@ def draw_kernel(
         tl.store(probs_BH + cell_H, prob_H)
         tl.debug_barrier()
         rank_H = tl.zeros([WIDTH], tl.int32)
-        for start in range(0, size, OTHERS):
+        for start in range(0, num_held, OTHERS):
             other_O = start + tl.arange(0, OTHERS)
-            prob_O = tl.load(probs_BH + row * WIDTH + other_O, mask=other_O < size, other=0.0)
+            prob_O = tl.load(probs_BH + row * WIDTH + other_O, mask=other_O < num_held, other=0.0)
             is_more_HO = prob_O[None, :] > prob_H[:, None]
             is_equal_HO = (prob_O[None, :] == prob_H[:, None]) & (other_O[None, :] < column_H[:, None])
-            is_before_HO = (is_more_HO | is_equal_HO) & (other_O < size)[None, :]
+            is_before_HO = (is_more_HO | is_equal_HO) & (other_O < num_held)[None, :]
             rank_H += tl.sum(is_before_HO.to(tl.int32), 1)
         is_kept_H = (prob_H > 0.0) & (rank_H.to(tl.float32) < top_k)
         prob_H = tl.where(is_kept_H, prob_H, 0.0)
@@ -209,9 +212,9 @@ def draw_kernel(
         tl.store(probs_BH + cell_H, prob_H)
         tl.debug_barrier()
         before_H = tl.zeros([WIDTH], tl.float64)
-        for start in range(0, size, OTHERS):
+        for start in range(0, num_held, OTHERS):
             other_O = start + tl.arange(0, OTHERS)
-            prob_O = tl.load(probs_BH + row * WIDTH + other_O, mask=other_O < size, other=0.0)
+            prob_O = tl.load(probs_BH + row * WIDTH + other_O, mask=other_O < num_held, other=0.0)
             is_more_HO = prob_O[None, :] > prob_H[:, None]
             is_equal_HO = (prob_O[None, :] == prob_H[:, None]) & (other_O[None, :] < column_H[:, None])
             before_H += tl.sum(tl.where(is_more_HO | is_equal_HO, prob_O[None, :].to(tl.float64), 0.0), 1)

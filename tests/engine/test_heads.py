@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from cong.decoding import Step, decode_step, stack_rules, uniforms
+from cong.engine.drawing import Drawer
 from cong.engine.heads import HEAD_WIDTH, draw_on_gpu, find_heads_on_gpu, number_rules
+from cong.engine.sequence import Sequence
 from cong.schemas import SamplingParameters
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -94,3 +96,22 @@ def test_a_head_set_that_does_not_fit_is_told_by_its_size() -> None:
     heads = find_heads_on_gpu(logits, torch.tensor([-1.0, -1.0], device=DEVICE))
     assert heads.sizes_B.tolist() == [VOCAB, VOCAB]
     assert heads.ids_BH.tolist() == [list(range(HEAD_WIDTH))] * 2
+
+
+@pytest.mark.parametrize("steepness", [4.0, 0.0])
+def test_a_drawer_says_the_same_whether_it_looks_at_head_sets_or_at_all(steepness: float) -> None:
+    """Flat logits make every head set too large: it draws again, from all."""
+    generator = torch.Generator().manual_seed(5)
+    logits = tuple((steepness * torch.randn(3, VOCAB, generator=generator)).to(DEVICE) for _ in range(2))
+    parameters = SamplingParameters.contrastive(0.4, temperature=0.8, top_p=0.95, repetition_penalty=1.2, seed=3)
+    drawn = []
+    for finds_heads in (True, False):
+        drawer = Drawer(VOCAB, DEVICE, finds_heads=finds_heads)
+        sequences = [Sequence("r", row, (5, 6, 7), parameters, frozenset(), row, 0.0) for row in range(3)]
+        drawn.append(drawer.draw(sequences, logits))
+        assert drawer._rows is not None
+        assert (drawer._rows.numbers is not None) == (finds_heads and steepness > 0.0)
+    for ours, theirs in zip(*drawn, strict=True):
+        assert (ours.token_id, ours.head_size) == (theirs.token_id, theirs.head_size)
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
+        assert ours.mixture_logprob == pytest.approx(theirs.mixture_logprob, abs=2e-5)
