@@ -15,7 +15,7 @@ from jobs.machine import Machine
 from jobs.train import EXIT_DONE
 from tests.jobs.training import (
     LIMIT_S,
-    NUM_RECORDS,
+    NUM_RECORDS_MIDWAY,
     NUM_STEPS,
     GrowingStream,
     arguments,
@@ -53,7 +53,7 @@ def test_a_lost_machine_is_survived(folder: Path, tmp_path: Path) -> None:
 
 def lose_one(head: Machine, machines: list[Machine], add: Callable[[str], Machine], tmp_path: Path) -> None:
     stream = GrowingStream(tmp_path / "stream")
-    stream.grow(NUM_RECORDS // 2)
+    stream.grow(NUM_RECORDS_MIDWAY)
     job = {"resources_per_worker": {"trainer": 1.0}, "cpus_per_worker": 1.0, "placement": "STRICT_SPREAD"}
     config = job_config(tmp_path, "run", stream.location, training_job=job)
     command = [sys.executable, "-m", "jobs.train", *arguments(config, tmp_path)]

@@ -21,7 +21,7 @@ from jobs.train import EXIT_DONE, main
 from tests.client.service_process import ROOT, ServiceThread
 from tests.jobs.training import (
     LIMIT_S,
-    NUM_RECORDS,
+    NUM_RECORDS_MIDWAY,
     NUM_STEPS,
     GrowingStream,
     arguments,
@@ -175,7 +175,7 @@ def test_a_submitted_run_runs_once_saves_when_stopped_and_goes_on_with_fewer_wor
     dashboard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stream = GrowingStream(tmp_path / "stream")
-    stream.grow(NUM_RECORDS // 2)
+    stream.grow(NUM_RECORDS_MIDWAY)
     config = job_config(tmp_path, "run", stream.location, train={"checkpoints": {"every_steps": 0}})
     submit = ["--submit", dashboard]
     client = JobSubmissionClient(dashboard)

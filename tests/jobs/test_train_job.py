@@ -22,7 +22,7 @@ from jobs.claim import RunIsTaken
 from jobs.train import EXIT_DONE, Failed, Fit, Job, Refused
 from tests.jobs.training import (
     LIMIT_S,
-    NUM_RECORDS,
+    NUM_RECORDS_MIDWAY,
     NUM_STEPS,
     GrowingStream,
     arguments,
@@ -125,7 +125,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_the_undisturbed_one(
 ) -> None:
     caplog.set_level(logging.INFO)
     stream = GrowingStream(root / "killed-stream")
-    stream.grow(NUM_RECORDS // 2)
+    stream.grow(NUM_RECORDS_MIDWAY)
     config = job_config(root, "killed", stream.location)
     with Running(config) as running:
         eventually(lambda: checkpoints(config), "a checkpoint")
@@ -158,7 +158,7 @@ def test_a_killed_driver_is_followed_by_another_whatever_it_has_left(
     root: Path, undisturbed: RunConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     stream = GrowingStream(root / "orphaned-stream")
-    stream.grow(NUM_RECORDS // 2)
+    stream.grow(NUM_RECORDS_MIDWAY)
     config = job_config(root, "orphaned", stream.location)
     first = driver(config, root)
     try:

@@ -17,6 +17,9 @@ from tests.train.worlds import SMALL, network_folder, run_config, sample, stream
 NUM_RECORDS = 48
 BATCH_SIZE = 2
 NUM_STEPS = NUM_RECORDS // BATCH_SIZE
+CHECKPOINT_EVERY = 3
+NUM_RECORDS_MIDWAY = (4 * CHECKPOINT_EVERY + 1) * BATCH_SIZE
+"""Four checkpoints and one step behind the last: where a run waits for more, some of its work is not saved."""
 LIMIT_S = 240.0
 """Longest wait for anything; reached only where something is broken."""
 
@@ -45,13 +48,13 @@ class GrowingStream:
 
 
 def job_config(root: Path, name: str, stream: Path, num_records: int = NUM_RECORDS, **sections: Any) -> RunConfig:
-    """Two workers that follow a stream with ZeRO-2 and save every third step."""
+    """Two workers that follow a stream with ZeRO-2 and save now and then."""
     network_folder(root / "network")
     content: dict[str, Any] = {
         "backend": "deepspeed",
         "deepspeed": {"zero_stage": 2, "timeout_s": 120.0},
         "batches": {"batch_size": BATCH_SIZE},
-        "checkpoints": {"every_steps": 3},
+        "checkpoints": {"every_steps": CHECKPOINT_EVERY},
         **sections.pop("train", {}),
     }
     job = {"num_workers": 2, "cpus_per_worker": 0.5, "takeover_s": 6.0, **sections.pop("training_job", {})}
