@@ -389,7 +389,7 @@ def main() -> int:
     parser.add_argument("--max-waiting", type=int, default=64, help="of the service: samples without a seat")
     parser.add_argument("--max-ongoing", type=int, default=1024, help="of Serve: requests that the replica holds")
     parser.add_argument("--max-queued", type=int, default=96, help="of Serve: requests that wait at the proxy")
-    parser.add_argument("--niceness", type=int, default=0, help="of the engine's threads")
+    parser.add_argument("--niceness", type=int, default=19, help="of the engine's threads, as shipped for laptops")
     parser.add_argument("--soak-minutes", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=0, help="of tensor work; 0 = as many as there are cores")
     parser.add_argument("--dtype", default="float32")

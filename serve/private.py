@@ -26,5 +26,7 @@ def make_private(folder: Path) -> None:
         RAY_AUTH_TOKEN_PATH=str(token),
         RAY_USAGE_STATS_ENABLED="0",
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+        # Ray itself would run its workers at 15, where those that answer have little left to go before an engine by.
+        RAY_worker_niceness="0",
         PYTHONPATH=os.pathsep.join(part for part in (str(_ROOT), given) if part),
     )

@@ -229,6 +229,15 @@ ROUTES = [
 ]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps the niceness of a thread")
+def test_those_that_answer_go_before_the_engine(service: Deployed) -> None:
+    (replica,) = service.replicas().values()
+    threads = [one.id for one in psutil.Process(replica).threads()]
+    niceness = {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+    assert niceness[replica] == os.getpriority(os.PRIO_PROCESS, 0)
+    assert max(niceness.values()) == 19
+
+
 @pytest.mark.parametrize("key", ["", "cong-wrong", "tests"])
 def test_nothing_works_without_a_key(service: Deployed, key: str) -> None:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
