@@ -10,7 +10,6 @@ from cong.models.chat import TEMPLATE_DATE, render_chat, render_text
 from cong.models.deployment import ROLES, describe_networks, load_networks
 from cong.models.fingerprint import fingerprint_adapter, fingerprint_tokenizer, fingerprint_weights
 from cong.models.network import (
-    DTYPES,
     Architecture,
     Network,
     attach_adapter,
@@ -19,6 +18,7 @@ from cong.models.network import (
     save_network,
 )
 from cong.models.network_set import NetworkSet, join_networks
+from cong.models.pretrained import DTYPES
 from cong.models.reward_model import RewardModel, check_reward_model, fingerprint_reward_model, load_reward_model
 from cong.models.tokenizer import Tokenizer, detokenize, encode_completion, encode_prompt, load_tokenizer
 from cong.models.weights import MemoryEstimate, available_memory, estimate_memory, read_tensors

@@ -4,8 +4,6 @@ One network at a time; whether several fit together is decided in `network_set`,
 `attention`.
 """
 
-import itertools
-import logging
 import os
 import shutil
 from dataclasses import dataclass, field, replace
@@ -14,21 +12,17 @@ from typing import Any, NoReturn
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from cong.errors import ArtefactMissing, ConfigError, ModelError, UnsupportedModel
+from cong.errors import ArtefactMissing, ConfigError, UnsupportedModel
 from cong.models.adapter import Adapter, apply_adapter, open_adapter, require_own_base, share_weights
 from cong.models.artefact import Artefact, open_artefact, read_json, weight_files
 from cong.models.fingerprint import fingerprint_adapted, fingerprint_adapter, fingerprint_weights
+from cong.models.pretrained import load_weights, own_weights, parse_device, parse_dtype, read_config
 from cong.models.silence import silence
 from cong.models.tokenizer import Tokenizer, end_ids, has_tokenizer, tokenizer_of
 from cong.models.weights import estimate_memory, read_tensors, require_memory
 from cong.schemas import NetworkIdentity, Role
-
-logger = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _PAGEABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -108,7 +102,7 @@ def load_network(
     tokenizer = tokenizer_of(artefact, chat_template=chat_template)
     estimate = estimate_memory(tensors, torch_dtype)
     require_memory(estimate, torch_dtype, torch_device, artefact.name)
-    model = _load_weights(artefact, config, torch_dtype)
+    model = load_weights(transformers.AutoModelForCausalLM, artefact, config, torch_dtype)
     own_weights(model, torch_device)
     network = Network(
         role=role,
@@ -213,27 +207,6 @@ def _with_adapter(
     )
 
 
-def parse_dtype(name: str) -> torch.dtype:
-    """The dtype of a name from a configuration."""
-    if name not in DTYPES:
-        raise ConfigError(f"dtype is {name!r}; it must be one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def parse_device(name: str) -> torch.device:
-    """The device of a name from a configuration, if it is there."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device is {name!r}; give cpu, cuda or cuda:0") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {name!r}; give cpu, cuda or cuda:0")
-    num_devices = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= num_devices:
-        raise ConfigError(f"device is {name!r}, and torch sees {num_devices} CUDA devices here; use cpu")
-    return device
-
-
 def _check_config(artefact: Artefact, *, may_be_quantized: bool = False) -> Any:
     """The configuration of a decoder-only causal language model; anything else is refused by name."""
     folder = artefact.folder
@@ -246,13 +219,7 @@ def _check_config(artefact: Artefact, *, may_be_quantized: bool = False) -> Any:
         raise ConfigError(f"{folder} holds a network and an adapter; keep the adapter in a folder of its own")
     if stored.get("quantization_config") and not may_be_quantized:
         _refuse(artefact, "its weights are quantized; load the unquantized network with dtype bfloat16")
-    try:
-        with silence():
-            config = transformers.AutoConfig.from_pretrained(
-                str(folder), trust_remote_code=False, local_files_only=True
-            )
-    except (StrictDataclassError, ValueError, KeyError, TypeError, OSError) as error:
-        _refuse(artefact, f"transformers {transformers.__version__} cannot read its config.json ({error})")
+    config = read_config(artefact)
     declared = list(stored.get("architectures") or [])
     if getattr(config, "is_encoder_decoder", False):
         _refuse(artefact, f"{config.model_type} is an encoder-decoder; a decoder-only network is needed")
@@ -269,48 +236,6 @@ def _check_config(artefact: Artefact, *, may_be_quantized: bool = False) -> Any:
 
 def _refuse(artefact: Artefact, reason: str) -> NoReturn:
     raise UnsupportedModel(f"{artefact.name} cannot be used: {reason}")
-
-
-def _load_weights(artefact: Artefact, config: Any, dtype: torch.dtype) -> nn.Module:
-    try:
-        with silence():
-            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                str(artefact.folder),
-                config=config,
-                dtype=dtype,
-                attn_implementation=None,  # transformers chooses, whatever config.json says
-                trust_remote_code=False,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (ValueError, RuntimeError, OSError, ImportError, KeyError) as error:
-        raise UnsupportedModel(f"{artefact.name} cannot be loaded: {error}") from error
-    model, report = loaded
-    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    if missing or report["mismatched_keys"]:
-        raise ModelError(
-            f"{artefact.folder} lacks {len(missing)} tensors of its architecture ({', '.join(missing[:3])}), which "
-            "would be left at random; fetch or save the folder again, whole"
-        )
-    if unexpected:
-        logger.warning("%s: %d stored tensors are not used (%s)", artefact.name, len(unexpected), unexpected[:3])
-    module: nn.Module = model.eval().requires_grad_(False)
-    return module
-
-
-def own_weights(model: nn.Module, device: torch.device) -> None:
-    """Move the weights to the device, and on the CPU out of the mapped file.
-
-    Mapped weights change or kill the process when the file is written in place while the network is in use.
-    """
-    if device.type != "cpu":
-        model.to(device)
-        return
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        # Storage that torch did not allocate itself cannot be resized.
-        if not tensor.untyped_storage().resizable():
-            tensor.data = tensor.data.clone()
 
 
 def _num_bytes(model: nn.Module, beside: nn.Module | None = None) -> int:

@@ -11,14 +11,12 @@ from typing import Any, NoReturn
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from cong.errors import ModelError, UnsupportedModel
+from cong.errors import UnsupportedModel
 from cong.models.artefact import Artefact, open_artefact, read_json, weight_files
 from cong.models.fingerprint import fingerprint_weights
-from cong.models.network import own_weights, parse_device, parse_dtype
-from cong.models.silence import silence
+from cong.models.pretrained import load_weights, own_weights, parse_device, parse_dtype, read_config
 from cong.models.tokenizer import Tokenizer, tokenizer_of
 from cong.models.weights import estimate_memory, read_tensors, require_memory
 from cong.schemas import content_key
@@ -78,7 +76,7 @@ def load_reward_model(
     tensors = read_tensors(weight_files(artefact.folder))
     tokenizer = tokenizer_of(artefact, chat_template=chat_template)
     require_memory(estimate_memory(tensors, torch_dtype), torch_dtype, torch_device, artefact.name)
-    model = _load(artefact, config, torch_dtype)
+    model = load_weights(transformers.AutoModelForSequenceClassification, artefact, config, torch_dtype)
     own_weights(model, torch_device)
     text_config = config.get_text_config()
     if text_config.pad_token_id is None and tokenizer.pad_id not in (None, tokenizer.eos_id):
@@ -105,13 +103,7 @@ def check_reward_model(artefact: Artefact) -> Any:
         _refuse(artefact, "it holds no config.json")
     if stored.get("quantization_config"):
         _refuse(artefact, "its weights are quantized; use the unquantized model")
-    try:
-        with silence():
-            config = transformers.AutoConfig.from_pretrained(
-                str(artefact.folder), trust_remote_code=False, local_files_only=True
-            )
-    except (StrictDataclassError, ValueError, KeyError, TypeError, OSError) as error:
-        _refuse(artefact, f"transformers {transformers.__version__} cannot read its config.json ({error})")
+    config = read_config(artefact)
     declared = list(stored.get("architectures") or [])
     if declared and not any(name.endswith("ForSequenceClassification") for name in declared):
         _refuse(artefact, f"its weights are those of {declared[0]}; a sequence classifier is needed")
@@ -128,29 +120,3 @@ def check_reward_model(artefact: Artefact) -> Any:
 
 def _refuse(artefact: Artefact, reason: str) -> NoReturn:
     raise UnsupportedModel(f"{artefact.name} is no reward model: {reason}")
-
-
-def _load(artefact: Artefact, config: Any, dtype: torch.dtype) -> nn.Module:
-    try:
-        with silence():
-            loaded: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
-                str(artefact.folder),
-                config=config,
-                dtype=dtype,
-                attn_implementation=None,  # transformers chooses, whatever config.json says
-                trust_remote_code=False,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (ValueError, RuntimeError, OSError, ImportError, KeyError) as error:
-        raise UnsupportedModel(f"{artefact.name} cannot be loaded: {error}") from error
-    model, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing or report["mismatched_keys"]:
-        raise ModelError(
-            f"{artefact.folder} lacks {len(missing)} tensors of its architecture ({', '.join(missing[:3])}), which "
-            "would be left at random; fetch or save the folder again, whole"
-        )
-    module: nn.Module = model.eval().requires_grad_(False)
-    return module

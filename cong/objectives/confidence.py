@@ -77,37 +77,27 @@ class AuxConf:
         """The policy's own prediction."""
         return Needs(self.mean_over, own_prediction=True)
 
+    def coefficient(self, progress: float) -> float:
+        """Of the self term; it grows with progress."""
+        return linear_ramp(progress, self.highest, self.warmup)
+
     def __call__(self, policy: PolicyScores, responses: ResponseTokens, *, progress: float) -> LossShare:
-        """The coefficient grows with progress."""
-        coefficient = linear_ramp(progress, self.highest, self.warmup)
-        return _confidence_share(policy, responses, self.mean_over, coefficient)
+        """The coefficient follows progress."""
+        return _confidence_share(policy, responses, self.mean_over, self.coefficient(progress))
 
 
 @dataclass(frozen=True)
-class AuxConfReleased:
+class AuxConfReleased(AuxConf):
     """Auxiliary confidence with the ramp of the released code, to reproduce numbers made with it."""
 
     name: ClassVar[str] = "aux_conf_released"
 
-    highest: float = 0.5
     warmup: float = 0.1
     """Share of training up to which c is progress times `highest`; after it c is `highest` at once."""
-    mean_over: TokenUnit = "tokens"
 
-    def __post_init__(self) -> None:
-        check_number(self, "highest", at_least=0.0, at_most=1.0)
-        check_number(self, "warmup", at_least=0.0, at_most=1.0)
-        check_choice(self, "mean_over", TokenUnit)
-
-    @property
-    def needs(self) -> Needs:
-        """The policy's own prediction."""
-        return Needs(self.mean_over, own_prediction=True)
-
-    def __call__(self, policy: PolicyScores, responses: ResponseTokens, *, progress: float) -> LossShare:
-        """The coefficient jumps where the warm-up ends."""
-        coefficient = released_ramp(progress, self.highest, self.warmup)
-        return _confidence_share(policy, responses, self.mean_over, coefficient)
+    def coefficient(self, progress: float) -> float:
+        """It jumps where the warm-up ends."""
+        return released_ramp(progress, self.highest, self.warmup)
 
 
 @dataclass(frozen=True)
