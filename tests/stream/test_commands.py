@@ -116,7 +116,7 @@ def test_compact_says_what_it_would_do_and_does_it(tmp_path: Path, capsys: pytes
     path = str(tmp_path / "stream")
     with StreamWriter(open_store(path), WriteSettings(rows_per_segment=3), "w") as writer:
         writer.append_many(cached_record(number) for number in range(10))
-    assert "4 segments would become 1; 0 files removed" in run(capsys, "compact", path, "--dry-run")
+    assert "4 segments would become 1\n" in run(capsys, "compact", path, "--dry-run")
     assert "4 segments became 1; 4 files removed" in run(capsys, "compact", path)
     assert [record.key for record in StreamReader(open_store(path)).records()] == keys(range(10))
 
