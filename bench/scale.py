@@ -44,7 +44,7 @@ REQUEST_S = 0.05
 """Taken for one request to an object store; not measured here."""
 SAMPLERS = (1, 8, 64, 256, 1000)
 SETTINGS = ((WriteSettings().acknowledge_s, WriteSettings().relist_s), (5.0, 60.0), (30.0, 3600.0))
-"""`stream.write.acknowledge_s` and `relist_s`: as shipped, and two that give up some immediacy."""
+"""`stream.write.acknowledge_s` and `relist_s`: the defaults, and two that give up some immediacy."""
 
 
 class Names(LocalStore):
