@@ -13,7 +13,7 @@ from cong.engine import LocalEngine, open_engine
 from cong.service import building
 from cong.service.building import in_a_thread_that_ends
 from tests.engine.conftest import World
-from tests.service.serving import run, serving
+from tests.service.serving import LIMIT_S, run, serving, until
 
 
 @pytest.mark.parametrize("niceness", [0, 3])
@@ -23,9 +23,8 @@ def test_the_engine_gives_way_by_as_much_as_it_was_told(world: World, niceness: 
             (thread,) = [one for one in threading.enumerate() if one.name == "engine" and one.is_alive()]
             assert thread.native_id is not None
             own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-            until_s = time.monotonic() + 10.0
-            while os.getpriority(os.PRIO_PROCESS, thread.native_id) != own + niceness:
-                assert time.monotonic() < until_s
+            number = thread.native_id
+            await until(lambda: os.getpriority(os.PRIO_PROCESS, number) == own + niceness)
             assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
     run(main())
@@ -50,7 +49,7 @@ def test_tensor_work_in_a_thread_that_ends_leaves_no_helpers() -> None:
 
         assert in_a_thread_that_ends(work) > 0.0
         assert num_within > num_before + 1, "there were helpers"
-        until_s = time.monotonic() + 10.0
+        until_s = time.monotonic() + LIMIT_S
         while num_threads() > num_before:
             assert time.monotonic() < until_s, "helpers are left"
             time.sleep(0.01)

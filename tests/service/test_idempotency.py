@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from cong.errors import Conflict, DeadlineExceeded
+from cong.schemas import SamplingParameters
 from cong.service.idempotency import Finished, Idempotency, RetryKey
 from cong.wire import SampleCall, SampleReply
 from tests.engine.conftest import World
 from tests.service.serving import Troubled, make_engine, run, serving, until
 
 CALL = SampleCall.model_validate({"prompt": "hello", "num_samples": 2, "parameters": {"ignore_eos": True}})
+LONG = CALL.model_copy(update={"parameters": SamplingParameters(max_tokens=120, ignore_eos=True)})
 KEY = RetryKey("caller", "key", "digest")
 
 
@@ -38,8 +40,9 @@ def test_a_retry_that_comes_meanwhile_waits_for_the_one_answer(world: World) -> 
         engine.may_go_on.clear()
         async with serving(world, engine) as service:
             asking = [asyncio.ensure_future(service.sample(CALL, "c", "", KEY)) for _ in range(5)]
+            await until(lambda: service.health().num_waiting == 2)
             await asyncio.sleep(0.02)
-            assert service.health().num_waiting == 2
+            assert service.health().num_waiting == 2, "and no more come"
             engine.may_go_on.set()
             replies = await asyncio.gather(*asking)
             assert all(reply == replies[0] for reply in replies)
@@ -51,11 +54,12 @@ def test_a_retry_that_comes_meanwhile_waits_for_the_one_answer(world: World) -> 
 def test_if_the_first_leaves_the_next_makes_the_answer(world: World) -> None:
     async def main() -> None:
         engine = Troubled(make_engine(world))
-        engine.step_s = 0.01
+        engine.step_s = 0.05
         async with serving(world, engine) as service:
-            asking = [asyncio.ensure_future(service.sample(CALL, "c", "", KEY)) for _ in range(3)]
+            asking = [asyncio.ensure_future(service.sample(LONG, "c", "", KEY)) for _ in range(3)]
             await until(lambda: service.health().num_running == 2)
             asking[0].cancel()
+            engine.step_s = 0.0
             first: SampleReply = await asking[1]
             assert await asking[2] == first
             assert service.meter.value("cong_request_finished_total", "cancelled") == 2
@@ -67,9 +71,9 @@ def test_if_the_first_leaves_the_next_makes_the_answer(world: World) -> None:
 def test_an_answer_that_was_cut_short_is_not_kept(world: World) -> None:
     async def main() -> None:
         engine = Troubled(make_engine(world))
-        engine.step_s = 0.05
+        engine.step_s = 0.2
         async with serving(world, engine) as service:
-            late = CALL.model_copy(update={"deadline_s": 0.15})
+            late = CALL.model_copy(update={"deadline_s": 1.0})
             cut = await service.sample(late, "c", "", KEY)
             assert {sample.record.finish_reason for sample in cut.samples} == {"deadline"}
             engine.step_s = 0.0
@@ -85,7 +89,7 @@ def test_waiting_for_another_s_answer_ends_with_the_deadline(world: World) -> No
         engine.may_go_on.clear()
         async with serving(world, engine) as service:
             first = asyncio.ensure_future(service.sample(CALL, "c", "", KEY))
-            await asyncio.sleep(0.01)
+            await until(lambda: service.health().num_waiting == 2)
             hurried = CALL.model_copy(update={"deadline_s": 0.05})
             with pytest.raises(DeadlineExceeded, match="the same request is being answered"):
                 await service.sample(hurried, "c", "", KEY)

@@ -130,9 +130,9 @@ def test_what_was_cut_short_is_answered_and_never_stored(world: World, tmp_path:
 
     async def main() -> None:
         engine = Troubled(make_engine(world))
-        engine.step_s = 0.02
+        engine.step_s = 0.05
         async with serving(world, engine, open_archive(store)) as service:
-            (late,) = await ask(service, long_call(store="local", deadline_s=0.2))
+            (late,) = await ask(service, long_call(store="local", deadline_s=1.0))
             assert late.record.finish_reason == "deadline"
             assert late.stored == "none"
             async with await service.open(long_call(store="local")) as answer:
@@ -174,7 +174,7 @@ def test_a_caller_that_leaves_while_its_sample_is_stored_does_not_undo_it(world:
     store = folder_store(tmp_path)
 
     async def main() -> None:
-        async with serving(world, archive=open_archive(store, acknowledge_s=0.3)) as service:
+        async with serving(world, archive=open_archive(store, acknowledge_s=1.5)) as service:
             asking = asyncio.ensure_future(ask(service, call()))
             await until(lambda: service.meter.value("cong_request_finished_total", "length") == 1)
             asking.cancel()

@@ -52,7 +52,7 @@ def kill_and_resume(root: Path, num_kills: int, num_records: int) -> None:
     network_folder(root / "network")
     location = root / "stream"
     write_samples(location, [sample(0)], "live000", is_closed=False)
-    read = {"follow": {"poll_s": 0.02, "idle_timeout_s": 30.0}, "max_records": num_records, "shuffle_rows": 0}
+    read = {"follow": {"poll_s": 0.02, "idle_timeout_s": LIMIT_S}, "max_records": num_records, "shuffle_rows": 0}
     config = run_config(
         root,
         {"batches": {"batch_size": 2}, "checkpoints": {"every_steps": 3, "every_s": 0.5}},
@@ -78,7 +78,7 @@ def kill_and_resume(root: Path, num_kills: int, num_records: int) -> None:
             wait_for_steps(config, process, rng.randint(1, 8))
             time.sleep(rng.random() * 0.2)
             process.kill()
-            process.communicate(timeout=30)
+            process.communicate(timeout=LIMIT_S)
             assert process.returncode in (-signal.SIGKILL, 0)
         process = start(config, root)
         _, errors = process.communicate(timeout=LIMIT_S)
@@ -109,20 +109,29 @@ def test_twenty_kills_lose_and_repeat_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     network_folder(tmp_path / "network")
-    write_samples(tmp_path / "stream", (sample(number) for number in range(120)), "w")
-    config = run_config(tmp_path, {"batches": {"batch_size": 1}, "checkpoints": {"every_steps": 0}, "num_epochs": 4})
+    # The run waits for the other half of its samples until it is asked to stop.
+    write_samples(tmp_path / "stream", (sample(number) for number in range(60)), "w", is_closed=False)
+    read = {"follow": {"poll_s": 0.02, "idle_timeout_s": LIMIT_S}, "max_records": 120, "shuffle_rows": 0}
+    config = run_config(
+        tmp_path,
+        {"batches": {"batch_size": 1}, "checkpoints": {"every_steps": 0}},
+        stream={"location": str(tmp_path / "stream"), "read": read},
+    )
     process = start(config, tmp_path)
     wait_for_steps(config, process, 5)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == STOPPED_EXIT_CODE, errors
     assert "the same command goes on" in errors
     saved = [step for step, _ in read_ledger(config.output_dir / "ledger")]
     assert len(saved) >= 5
     (checkpoint,) = (config.output_dir / "checkpoints").glob("step-*")
     assert checkpoint.name == f"step-{saved[-1]:08d}"
+    write_samples(tmp_path / "stream", (sample(number) for number in range(60, 120)), "w2")
     process = start(config, tmp_path)
     _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors
-    assert f"going on from step {saved[-1]} of 480" in errors
-    assert len([step for step, _ in read_ledger(config.output_dir / "ledger")]) == 480
+    assert f"going on from step {saved[-1]} of 120" in errors
+    trained = [key for _, keys in read_ledger(config.output_dir / "ledger") for key in keys]
+    assert sorted(trained) == sorted(stream_keys(tmp_path / "stream"))
+    assert len(trained) == 120

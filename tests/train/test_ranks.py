@@ -85,7 +85,7 @@ def test_ranks_of_a_growing_stream_take_what_the_first_has_seen(tmp_path: Path) 
     network_folder(tmp_path / "network")
     location, total = tmp_path / "stream", 40
     write_samples(location, [sample(0)], "live00", is_closed=False)
-    read = {"follow": {"poll_s": 0.01, "idle_timeout_s": 20.0}, "max_records": total, "shuffle_rows": 0}
+    read = {"follow": {"poll_s": 0.01, "idle_timeout_s": 60.0}, "max_records": total, "shuffle_rows": 0}
     config = run_config(tmp_path, stream={"location": str(location), "read": read})
 
     def sampler() -> None:

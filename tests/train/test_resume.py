@@ -119,7 +119,7 @@ def test_following_a_live_stream_resumes_bit_for_bit(tmp_path: Path) -> None:
     network_folder(tmp_path / "network")
     total, location = 60, tmp_path / "stream"
     write_samples(location, [sample(0)], "live", is_closed=False)
-    follow = {"poll_s": 0.01, "idle_timeout_s": 20.0}
+    follow = {"poll_s": 0.01, "idle_timeout_s": 60.0}
     read = {"follow": follow, "max_records": total, "shuffle_rows": 0}
     stream = {"location": str(location), "read": read}
     broken = run_config(tmp_path, output_dir=tmp_path / "broken", stream=stream)
@@ -155,15 +155,19 @@ def test_a_run_that_waits_for_samples_stops_when_it_is_asked(tmp_path: Path) -> 
     network_folder(tmp_path / "network")
     location = tmp_path / "stream"
     write_samples(location, (sample(number) for number in range(14)), "live", is_closed=False)
-    read = {"follow": {"poll_s": 0.01, "idle_timeout_s": 100.0}, "max_records": 30, "shuffle_rows": 0}
+    read = {"follow": {"poll_s": 0.01, "idle_timeout_s": 200.0}, "max_records": 30, "shuffle_rows": 0}
     config = run_config(tmp_path, stream={"location": str(location), "read": read})
     stop = StopRequest()
-    timer = threading.Timer(1.5, stop.set)
-    timer.start()
-    started_s = time.monotonic()
+
+    def stop_when_it_waits() -> None:
+        while len(list(read_metrics(config.output_dir / "metrics.jsonl"))) < 2:
+            time.sleep(0.05)
+        stop.set()
+
+    thread = threading.Thread(target=stop_when_it_waits, daemon=True)
+    thread.start()
     outcome = train(config, stop=stop, is_quiet=True)
-    timer.join()
-    assert time.monotonic() - started_s < 30
+    thread.join(timeout=30)
     assert not outcome.is_finished
     assert outcome.progress is not None
     assert outcome.progress.step == 2
@@ -177,7 +181,7 @@ def live_run(root: Path, num_samples: int = 60) -> RunConfig:
     network_folder(root / "network")
     location = root / "stream"
     write_samples(location, (sample(number) for number in range(num_samples)), "live", is_closed=False)
-    read = {"follow": {"poll_s": 0.01, "idle_timeout_s": 1.0}, "max_records": num_samples, "shuffle_rows": 0}
+    read = {"follow": {"poll_s": 0.01, "idle_timeout_s": 60.0}, "max_records": num_samples, "shuffle_rows": 0}
     return run_config(root, stream={"location": str(location), "read": read})
 
 

@@ -211,7 +211,7 @@ def test_a_growing_stream_asks_a_reference_of_its_own(tmp_path: Path) -> None:
         output_dir=tmp_path / "still",
         stream={"location": str(tmp_path / "stream"), "read": {"shuffle_rows": 0}},
     )
-    follow = {"follow": {"poll_s": 0.01, "idle_timeout_s": 5.0}, "max_records": 24, "shuffle_rows": 0}
+    follow = {"follow": {"poll_s": 0.01, "idle_timeout_s": 60.0}, "max_records": 24, "shuffle_rows": 0}
     growing = run_config(
         tmp_path,
         settings,

@@ -92,7 +92,7 @@ def test_what_is_wrong_is_named_and_ends_with_2(
 
 
 def test_a_growing_stream_is_read_once_and_judged_on_data_of_its_own(root: Path) -> None:
-    read = {"follow": {"idle_timeout_s": 1.0, "poll_s": 0.01}, "max_records": 12}
+    read = {"follow": {"idle_timeout_s": 60.0, "poll_s": 0.01}, "max_records": 12}
     stream = {"location": str(root / "stream"), "read": read}
     with pytest.raises(ConfigError, match="read once"):
         train(run_config(root, {"num_epochs": 2}, stream=stream), is_quiet=True)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.engine.conftest import World
 from tests.serve.http.hosting import lines, server, sse
-from tests.service.serving import folder_store, open_archive
+from tests.service.serving import LIMIT_S, folder_store, open_archive
 from tests.test_docs import DOCS, Block, blocks_of
 
 PAGE = DOCS / "api.md"
@@ -31,7 +31,8 @@ def send(address: str, block: Block) -> Any:
     first, *rest = head.splitlines()
     method, path = first.split()
     headers = dict(line.split(": ", 1) for line in rest)
-    response = httpx.request(method, address + path, headers=headers, json=json.loads(body) if body.strip() else None)
+    sent = json.loads(body) if body.strip() else None
+    response = httpx.request(method, address + path, headers=headers, json=sent, timeout=LIMIT_S)
     kind = response.headers["content-type"]
     if kind == "application/json":
         document = response.json()
@@ -88,7 +89,7 @@ def test_every_route_and_every_error_type_is_on_the_page(address: str) -> None:
     from serve.http.errors import TABLE
 
     text = PAGE.read_text(encoding="utf-8")
-    schema = httpx.get(f"{address}/openapi.json").json()
+    schema = httpx.get(f"{address}/openapi.json", timeout=LIMIT_S).json()
     assert not [path for path in schema["paths"] if path not in text and "{" not in path]
     table = re.findall(r"^\| ([\d, ]+) \| `(\w+)` \|", text, re.MULTILINE)
     told = {(int(status), kind) for statuses, kind in table for status in statuses.split(",")}

@@ -45,10 +45,10 @@ def test_it_serves_and_stops_cleanly(world: World, tmp_path: Path) -> None:
         assert process.poll() is None, log.read_text()
         address = log.read_text().split("running on ")[1].split()[0]
         body = {"prompt": "hello", "store": "local", "parameters": {"max_tokens": 5}}
-        assert httpx.post(f"{address}/sample", json=body, timeout=30.0).status_code == 200
+        assert httpx.post(f"{address}/sample", json=body, timeout=60.0).status_code == 200
         process.send_signal(signal.SIGTERM)
         # As uvicorn does it: it ends by the signal that it was told to end by.
-        assert process.wait(30.0) in (0, -signal.SIGTERM), log.read_text()
+        assert process.wait(60.0) in (0, -signal.SIGTERM), log.read_text()
     finally:
         process.kill()
         process.wait(10.0)

@@ -20,7 +20,7 @@ from serve.http.context import clean_request_id
 from serve.http.errors import TABLE, kind_of, problem_of
 from tests.engine.conftest import World
 from tests.serve.http.hosting import BASE_URL, hosting, nothing_left, server
-from tests.service.serving import Troubled, make_engine, run
+from tests.service.serving import LIMIT_S, Troubled, make_engine, run
 
 ROUTES = [
     ("GET", "/info"),
@@ -166,14 +166,11 @@ def test_a_body_that_is_too_large_is_refused_by_its_stated_and_by_its_real_size(
 def test_a_body_that_never_ends_is_given_up(world: World) -> None:
     async def slow() -> AsyncIterator[bytes]:
         yield b"{"
-        await asyncio.sleep(20)
-        yield b"}"
+        await asyncio.Event().wait()
 
     async def main() -> None:
         async with hosting(world, body_timeout_s=0.2) as hosted:
-            started_s = asyncio.get_running_loop().time()
             response = await hosted.client.post("/sample", content=slow())
-            assert asyncio.get_running_loop().time() - started_s < 5.0
             assert (response.status_code, response.json()["error"]["code"]) == (408, "body_timeout")
             assert response.json()["error"]["type"] == "deadline_error"
 
@@ -189,8 +186,8 @@ def test_headers_that_would_override_limits_mean_nothing(world: World) -> None:
 
     async def main() -> None:
         engine = Troubled(make_engine(world))
-        engine.step_s = 0.01
-        async with hosting(world, engine, default_deadline_s=0.2, max_deadline_s=0.2) as hosted:
+        engine.step_s = 0.02
+        async with hosting(world, engine, default_deadline_s=1.0, max_deadline_s=1.0) as hosted:
             body = {"prompt": "hello", "num_samples": 40, "parameters": {"max_tokens": 140, "ignore_eos": True}}
             reply = (await hosted.client.post("/sample", json=body, headers=headers)).json()
             assert {sample["record"]["finish_reason"] for sample in reply["samples"]} == {"deadline"}
@@ -304,7 +301,7 @@ def test_before_there_is_a_service_everything_says_so() -> None:
 def raw(address: str, request: bytes) -> bytes:
     """What a server answers to some bytes."""
     host, _, port = address.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=10.0) as connection:
+    with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
         parts = []
@@ -329,7 +326,7 @@ def test_bytes_that_are_no_request_hurt_nobody(world: World, request_bytes: byte
     with server(world) as (address, service):
         answer = raw(address, request_bytes)
         assert b" 500 " not in answer.split(b"\r\n")[0]
-        assert httpx.get(f"{address}/health").json()["status"] == "ok"
+        assert httpx.get(f"{address}/health", timeout=LIMIT_S).json()["status"] == "ok"
         assert service.health().num_running == 0
 
 

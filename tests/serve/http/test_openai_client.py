@@ -22,7 +22,7 @@ def address(world: World) -> Iterator[str]:
 
 @pytest.fixture
 def client(address: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=20.0) as client:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60.0) as client:
         yield client
 
 

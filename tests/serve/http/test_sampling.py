@@ -11,7 +11,7 @@ from cong.wire import EVENT_STREAM, NDJSON, ErrorReply, SampleCall, SampleReply,
 from serve.http.encoding import wants_event_stream
 from tests.engine.conftest import World
 from tests.serve.http.hosting import Hosted, hosting, lines, sse
-from tests.service.serving import Troubled, expected, folder_store, make_engine, open_archive, run, stored
+from tests.service.serving import Troubled, expected, folder_store, make_engine, open_archive, run, stored, until
 
 
 def test_a_document_holds_what_the_engine_makes(world: World) -> None:
@@ -134,7 +134,7 @@ def test_each_refusal_has_its_status_its_field_and_its_time(world: World) -> Non
 
             engine.may_go_on.clear()
             running = asyncio.ensure_future(hosted.client.post("/sample", json={"prompt": "a", "num_samples": 4}))
-            await asyncio.sleep(0.05)
+            await until(lambda: hosted.service.health().num_waiting == 4)
             for stream in ("none", "tokens"):
                 response = await hosted.client.post("/sample", json={"prompt": "a", "stream": stream})
                 assert response.status_code == 429
@@ -164,7 +164,7 @@ def test_a_misspelt_field_is_told_with_the_one_that_was_meant(world: World) -> N
 def test_an_error_behind_the_first_byte_stands_in_the_last_event(world: World) -> None:
     async def main() -> None:
         engine = Troubled(make_engine(world))
-        engine.step_s = 0.01
+        engine.may_go_on.clear()
         async with hosting(world, engine) as hosted:
             body = {"prompt": "hello", "stream": "tokens", "parameters": {"max_tokens": 100, "ignore_eos": True}}
             asking = [
@@ -177,9 +177,9 @@ def test_an_error_behind_the_first_byte_stands_in_the_last_event(world: World) -
                     ),
                 )
             ]
-            while hosted.service.health().num_steps < 10:
-                await asyncio.sleep(0.01)
-            engine.failure = RuntimeError("the device is gone, at /secret/path")
+            await until(lambda: hosted.service.health().num_waiting == 2)
+            engine.failure, engine.num_steps_before_failure = RuntimeError("the device is gone, at /secret/path"), 10
+            engine.may_go_on.set()
             ours, openai = await asyncio.gather(*asking)
             *tokens, end = lines(ours.text)
             assert len(tokens) > 3

@@ -19,6 +19,7 @@ from cong.config.train import TrainConfig
 from cong.errors import CheckpointError, ConfigError
 from cong.models.attention import register_attention
 from cong.train.deepspeed_backend import DeepSpeedBackend
+from cong.train.durable import write_file
 from cong.train.packing import ATTENTION_NAME, attend_packed
 from cong.train.run import train as train_run
 from cong.train.stopping import StopRequest
@@ -148,8 +149,11 @@ def wait_in_vain(folder: Path) -> None:
     train_settings = settings(2)
     limited = train_settings.deepspeed.model_copy(update={"timeout_s": 3.0})
     backend = DeepSpeedBackend(tiny_network(), train_settings.model_copy(update={"deepspeed": limited}))
+    waited = folder / "waited"
     if backend.rank == 1:
-        time.sleep(9)
+        until_s = time.monotonic() + 90.0
+        while not waited.exists() and time.monotonic() < until_s:
+            time.sleep(0.1)
         return
     batch = batches_of(steps()[0], 0, 2)[0]
     started = time.monotonic()
@@ -159,7 +163,7 @@ def wait_in_vain(folder: Path) -> None:
         message = "went on"
     except RuntimeError as error:
         message = str(error)
-    (folder / "waited").write_text(json.dumps([time.monotonic() - started, message]))
+    write_file(waited, json.dumps([time.monotonic() - started, message]).encode())
 
 
 def be_alone(folder: Path) -> None:
