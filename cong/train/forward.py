@@ -22,7 +22,8 @@ def response_logits(model: nn.Module, batch: MicroBatch) -> Tensor:
     if batch.layout is not None:
         # The head is the largest matrix of a small network: it is multiplied with the rows that are asked about.
         logits_1NV: Tensor = model(**call, **{LAYOUT: batch.layout}, logits_to_keep=positions_N).logits
-        return logits_1NV[0]
+        # By index its gradient would be another copy of the largest tensor there is.
+        return logits_1NV.squeeze(0)
     # Without an attention mask: what is padded lies to the right of all that is read.
     logits_BTV: Tensor = model(**call).logits
     return batch.responses.rows(logits_BTV)

@@ -9,6 +9,7 @@ Legend: T tokens of the row, Q query heads, H key-value heads, D head width, S s
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ _SHORT = 64
 """Up to this length padding costs less than another call."""
 _SIMILAR = 0.75
 """Above it, sequences of a group are at least this share of its longest."""
+_ALONE_ON_CPU = 96
+"""There a call is cheap: of sequences that are longer, padding a few costs more than a call for each."""
 
 _WIDEST_HEAD = 256
 """Of the kernel for whole rows."""
@@ -72,6 +75,8 @@ class PackedLayout:
     """Where each sequence of a packed row lies."""
 
     groups: tuple[Group, ...]
+    cpu_groups: tuple[Group, ...]
+    """The same sequences, long ones each alone."""
     starts_S: Tensor
     """Where each sequence starts, and behind the last one where it ends, int32."""
     bound: int
@@ -82,6 +87,7 @@ class PackedLayout:
         return replace(
             self,
             groups=tuple(group.to(device) for group in self.groups),
+            cpu_groups=self.cpu_groups if torch.device(device).type == "cpu" else (),
             starts_S=self.starts_S.to(device, non_blocking=True),
         )
 
@@ -98,12 +104,20 @@ def lay_out(lengths: Sequence[int]) -> PackedLayout:
         groups.append(group)
         start, first = group.stop, number
     starts_S = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return PackedLayout(tuple(groups), starts_S, max(_LEAST_BOUND, 1 << (max(lengths) - 1).bit_length()))
+    cpu_groups = tuple(part for group in groups for part in _on_cpu(group))
+    return PackedLayout(tuple(groups), cpu_groups, starts_S, max(_LEAST_BOUND, 1 << (max(lengths) - 1).bit_length()))
 
 
 def _is_similar(lengths: Sequence[int]) -> bool:
     longest = max(lengths)
     return longest <= _SHORT or min(lengths) >= _SIMILAR * longest
+
+
+def _on_cpu(group: Group) -> tuple[Group, ...]:
+    if group.longest <= _ALONE_ON_CPU or group.places_SL is None:
+        return (group,)
+    starts = accumulate(group.lengths[:-1], initial=group.start)
+    return tuple(Group(start, (length,), None, None) for start, length in zip(starts, group.lengths, strict=True))
 
 
 def _group(start: int, lengths: tuple[int, ...]) -> Group:
@@ -141,7 +155,8 @@ def attend_packed(
     dtype = _kernel_dtype(query, asked)
     if dtype is not None:
         return _attend_row(layout, query[0].to(dtype), key[0].to(dtype), value[0].to(dtype), asked)[None], None
-    return _attend_groups(layout, query[0], key[0], value[0], asked)[None], None
+    # Squeezed and not taken out by index, whose gradient is a copy.
+    return _attend_groups(layout, query.squeeze(0), key.squeeze(0), value.squeeze(0), asked)[None], None
 
 
 @dataclass(frozen=True)
@@ -190,14 +205,21 @@ def _attend_groups(
     layout: PackedLayout, query_QTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, asked: _Asked
 ) -> Tensor:
     """Group after group, [T, Q, D]."""
-    parts = [_attend(group, query_QTD, key_HTD, value_HTD, asked) for group in layout.groups]
+    groups = layout.cpu_groups if query_QTD.device.type == "cpu" else layout.groups
+    # Split and not sliced: the gradient of a slice is as long as the row and nearly all zeros, once for every group.
+    sizes = [group.stop - group.start for group in groups]
+    split = [torch.split(tensor.transpose(0, 1), sizes) for tensor in (query_QTD, key_HTD, value_HTD)]
+    parts = [
+        _attend(group, query_NQD, key_NHD, value_NHD, asked)
+        for group, query_NQD, key_NHD, value_NHD in zip(groups, *split, strict=True)
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _attend(group: Group, query_QTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, asked: _Asked) -> Tensor:
+def _attend(group: Group, query_NQD: Tensor, key_NHD: Tensor, value_NHD: Tensor, asked: _Asked) -> Tensor:
     """What the tokens of one group read, [N, Q, D]."""
     window, softcap, sinks_Q = asked.window, asked.softcap, asked.sinks_Q
-    query, key, value = (_by_sequence(group, tensor) for tensor in (query_QTD, key_HTD, value_HTD))
+    query, key, value = (_by_sequence(group, tensor) for tensor in (query_NQD, key_NHD, value_NHD))
     is_windowed = window is not None and window < group.longest
     if softcap is None and sinks_Q is None:
         out_SQLD = nn.functional.scaled_dot_product_attention(
@@ -224,15 +246,54 @@ def _attend(group: Group, query_QTD: Tensor, key_HTD: Tensor, value_HTD: Tensor,
         weights = scores_SQLL.softmax(-1, dtype=torch.float32).to(value.dtype)[..., : group.longest]
         out_SQLD = nn.functional.dropout(weights, asked.dropout) @ value
     out_NQD = out_SQLD.transpose(1, 2).flatten(0, 1)
-    return out_NQD if group.kept_N is None else out_NQD[group.kept_N]
+    if group.kept_N is None:
+        return out_NQD
+    kept: Tensor = _Unpadded.apply(out_NQD, group.kept_N)  # type: ignore[no-untyped-call]
+    return kept
 
 
-def _by_sequence(group: Group, tensor_HTD: Tensor) -> Tensor:
-    """[heads, T, D] to [S, heads, L, D]."""
-    part_HND = tensor_HTD[:, group.start : group.stop]
-    if group.places_SL is None:
-        return part_HND.reshape(part_HND.shape[0], len(group.lengths), group.longest, -1).transpose(0, 1)
-    return part_HND[:, group.places_SL].transpose(0, 1)
+def _by_sequence(group: Group, tensor_NHD: Tensor) -> Tensor:
+    """[N, heads, D] to [S, heads, L, D]."""
+    padded_MHD = tensor_NHD
+    if group.places_SL is not None and group.kept_N is not None:
+        padded_MHD = _Padded.apply(tensor_NHD, group.places_SL, group.kept_N)  # type: ignore[no-untyped-call]
+    shape = (len(group.lengths), group.longest, *tensor_NHD.shape[1:])
+    return padded_MHD.reshape(shape).transpose(1, 2)
+
+
+class _Padded(torch.autograd.Function):
+    """Rows [N, ...] of sequences to [S * L, ...].
+
+    No row that is kept looks at padding, which lies behind it, and what padding reads is thrown away: its gradient is
+    zero. Adding it up, as indexing alone would, took longer than attention itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places_SL: Tensor, kept_N: Tensor) -> Tensor:
+        ctx.save_for_backward(kept_N)
+        return rows.index_select(0, places_SL.flatten())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (kept_N,) = ctx.saved_tensors
+        return grad.index_select(0, kept_N), None, None
+
+
+class _Unpadded(torch.autograd.Function):
+    """Rows [S * L, ...] without those of padding, [N, ...]."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, kept_N: Tensor) -> Tensor:
+        ctx.save_for_backward(kept_N)
+        ctx.num_rows = rows.shape[0]
+        return rows.index_select(0, kept_N)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (kept_N,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.num_rows, *grad.shape[1:]).index_copy_(0, kept_N, grad), None
 
 
 def _visible(length: int, window: int | None, device: torch.device) -> Tensor:

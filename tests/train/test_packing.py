@@ -1,5 +1,6 @@
 """Packed rows give what each sequence gives alone, for every family of networks, and cost no other's attention."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cong.errors import UnsupportedModel
 from cong.models import load_network, register_attention
@@ -16,7 +18,7 @@ from cong.train.batch import Example, make_batch
 from cong.train.feed import count_units
 from cong.train.forward import response_logits
 from cong.train.loop import loss_share
-from cong.train.packing import ATTENTION_NAME, attend_packed, lay_out
+from cong.train.packing import ATTENTION_NAME, LAYOUT, attend_packed, lay_out
 from cong.train.trainee import COMPARED_FAMILIES, compile_layers, pack_attention
 from tests.engine.conftest import FAMILIES, SMALL, save_network
 
@@ -78,7 +80,7 @@ def loss_and_gradients(
 def test_packed_loss_and_gradients_are_those_of_single_sequences(family: str, objective: Objective) -> None:
     rng = np.random.default_rng(0)
     # Short ones and long ones of similar and of very unlike lengths; sliding windows are 7 to 11 long.
-    lengths = [(5, 9), (70, 66), (90, 3), (1, 1), (68, 80)]
+    lengths = [(5, 9), (70, 66), (90, 3), (1, 1), (68, 80), (102, 99)]
     examples = examples_of(rng, lengths if objective.needs.unit == "pairs" else [sides[:1] for sides in lengths])
     model = network(family)
     alone = loss_and_gradients(model, objective, [[example] for example in examples], is_packed=False)
@@ -159,15 +161,43 @@ def test_groups_hold_sequences_of_similar_length_and_every_token_once() -> None:
     for _ in range(50):
         lengths = sorted(rng.integers(1, 400, rng.integers(1, 40)).tolist(), reverse=True)
         layout = lay_out(lengths)
-        assert [length for group in layout.groups for length in group.lengths] == lengths
-        start = 0
-        for group in layout.groups:
-            assert group.start == start
-            start = group.stop
-            assert group.longest <= 64 or min(group.lengths) >= 0.75 * group.longest
-            if group.places_SL is not None and group.kept_N is not None:
-                places = group.places_SL.flatten()[group.kept_N]
-                assert torch.equal(places, torch.arange(sum(group.lengths)))
+        for groups in (layout.groups, layout.cpu_groups):
+            assert [length for group in groups for length in group.lengths] == lengths
+            start = 0
+            for group in groups:
+                assert group.start == start
+                start = group.stop
+                assert group.longest <= 64 or min(group.lengths) >= 0.75 * group.longest
+                if group.places_SL is not None and group.kept_N is not None:
+                    places = group.places_SL.flatten()[group.kept_N]
+                    assert torch.equal(places, torch.arange(sum(group.lengths)))
+        assert all(len(set(group.lengths)) == 1 for group in layout.cpu_groups if group.longest > 96)
+
+
+class Called(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Names of the operators that run, and the elements of what they give."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_elements: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.num_elements[func.overloadpacket.__name__] += out.numel()
+        return out
+
+
+def test_gradients_of_packed_attention_are_gathered_and_not_added_up() -> None:
+    lengths = [120, 100, 90, 84, 81, 60, 50, 40, 9, 7]
+    row = torch.randn(3, 1, sum(lengths), 2, 8, requires_grad=True)
+    query, key, value = row.transpose(2, 3).unbind(0)
+    out, _ = attend_packed(nn.Module(), query, key, value, None, **{LAYOUT: lay_out(lengths)})
+    with Called() as called:
+        out.sum().backward()  # type: ignore[no-untyped-call]
+    assert called.num_elements["index_select"] > 0
+    assert not called.num_elements.keys() & {"slice_backward", "select_backward", "index_put", "index_add"}
+    assert called.num_elements["new_zeros"] < out.numel()
 
 
 def test_an_unknown_family_is_compared_when_it_is_loaded(tmp_path: Any) -> None:
