@@ -1,7 +1,8 @@
 """One rank of our loop with DeepSpeed: started by bench/train.py, prints its steps and its memory as JSON.
 
 A rank reads its place from a launcher's variables. Memory is counted over the storages of all tensors that live between
-two steps: parameters and optimiser state, and whatever DeepSpeed keeps beside them. Gradients are gone then.
+two steps: parameters and optimiser state, and whatever DeepSpeed keeps beside them. Gradients are gone then, but for
+those of stage 3.
 """
 
 import argparse
@@ -37,19 +38,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--whole-bucket", action="store_true", help="stage 3: a bucket for all gradients at once")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        settings = settings_of(arguments.stage, Path(folder))
+        settings = settings_of(arguments.stage, Path(folder), has_whole_bucket=arguments.whole_bucket)
         measure(settings, arguments.seconds)
 
 
-def settings_of(stage: int, folder: Path) -> TrainConfig:
+def settings_of(stage: int, folder: Path, *, has_whole_bucket: bool) -> TrainConfig:
     """ZeRO of a stage; stage 3 is asked to keep no gathered parameters, up to a billion of which it keeps otherwise."""
     file = None
     if stage == 3:
         file = folder / "deepspeed.json"
         kept = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
+        if has_whole_bucket:
+            kept["reduce_bucket_size"] = num_parameters()
         file.write_text(json.dumps({"zero_optimization": kept}))
     return TrainConfig(
         backend="deepspeed",
@@ -59,11 +63,16 @@ def settings_of(stage: int, folder: Path) -> TrainConfig:
     )
 
 
+def num_parameters() -> int:
+    """Of the network that is trained."""
+    return sum(weight.numel() for weight in small_network().parameters())
+
+
 def measure(settings: TrainConfig, seconds: float) -> None:
     """Train for so long, then count."""
     work: Work = small_work(1)
     model = small_network()
-    num_trained = sum(weight.numel() for weight in model.parameters())
+    num_trained = num_parameters()
     before = living_bytes() - 4 * num_trained
     backend = DeepSpeedBackend(model, settings)
     train: Trainer = train_with(backend, model, work)
@@ -77,6 +86,7 @@ def measure(settings: TrainConfig, seconds: float) -> None:
             "parameters": foretold.parameters,
             "gradients": foretold.gradients,
             "optimizer": foretold.optimizer,
+            "bucket": foretold.bucket,
         },
     }
     if backend.rank == 0:

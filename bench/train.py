@@ -4,8 +4,9 @@
 
 Supervised fine-tuning on records of mixed lengths and DPO with log-probs of the reference at hand, on one small
 network; the rows take turns, `--rounds` times. A token is one that a network has to read, padding left out. DeepSpeed
-runs in one and in two processes, and says what its stages hold between two steps, when gradients are gone. Figures are
-medians over all steps of all rounds.
+runs in one and in two processes, and says what its stages hold between two steps, when gradients are gone but for those
+of stage 3; that one runs a second time with a bucket for the gradients of the whole network. Figures are medians over
+all steps of all rounds.
 """
 
 import argparse
@@ -50,7 +51,7 @@ RATIOS = {
 }
 
 
-def deepspeed(world_size: int, stage: int, seconds: float) -> dict[str, Any]:
+def deepspeed(world_size: int, stage: int, seconds: float, *options: str) -> dict[str, Any]:
     """Our loop in so many processes, which share the threads that this one has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -59,7 +60,7 @@ def deepspeed(world_size: int, stage: int, seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", str(Path(__file__).parent / "deepspeed_worker.py")]
     processes = [
         subprocess.Popen(
-            [*command, "--stage", str(stage), "--seconds", str(seconds)],
+            [*command, "--stage", str(stage), "--seconds", str(seconds), *options],
             env={
                 **os.environ,
                 "RANK": str(rank),
@@ -82,6 +83,14 @@ def deepspeed(world_size: int, stage: int, seconds: float) -> dict[str, Any]:
             process.kill()
     said: dict[str, Any] = json.loads(outputs[0].splitlines()[-1])
     return said
+
+
+def memory_of(said: dict[str, Any], stage: int, num_parameters: int) -> dict[str, float]:
+    """Bytes a parameter between two steps, as the formula has them and as they are."""
+    foretold = dict(said["foretold_bytes"])
+    if stage < 3:
+        del foretold["gradients"]
+    return {"foretold": sum(foretold.values()) / num_parameters, "held": said["held_bytes"] / num_parameters}
 
 
 def speeds(steps: Steps) -> list[float]:
@@ -125,12 +134,10 @@ def main() -> None:
             said["steps"]
         )
         if world_size > 1:
-            foretold = said["foretold_bytes"]
-            memory[str(stage)] = {
-                "foretold": (foretold["parameters"] + foretold["optimizer"]) / num_parameters,
-                "foretold_with_gradients": sum(foretold.values()) / num_parameters,
-                "held": said["held_bytes"] / num_parameters,
-            }
+            memory[str(stage)] = memory_of(said, stage, num_parameters)
+    said = deepspeed(2, 3, arguments.seconds, "--whole-bucket")
+    said["foretold_bytes"]["bucket"] = 4 * num_parameters
+    memory["3, bucket of the whole network"] = memory_of(said, 3, num_parameters)
     show(figures, memory)
     medians = {name: statistics.median(values) for name, values in figures.items()}
     ratios = {name: medians[one] / medians[other] for name, (one, other) in RATIOS.items()}

@@ -14,6 +14,8 @@ from cong.errors import ConfigError
 
 MAX_BUCKET_ELEMENTS = 200_000_000
 """Elements of one collective at most; DeepSpeed allocates a buffer of this size, or two."""
+STAGE_3_BUCKETS = 16
+"""Under stage 3 that buffer stays for the whole run: gradients leave a network in at least so many collectives."""
 MAX_PREFETCH_ELEMENTS = 50_000_000
 MAX_PERSISTENT_ELEMENTS = 100_000
 """Under stage 3 a tensor smaller than this stays whole on every rank: gathering it would cost more than it saves."""
@@ -133,9 +135,15 @@ def _named(settings: TrainConfig) -> dict[str, Any]:
     return named
 
 
+def reduce_bucket_elements(stage: int, num_parameters: int) -> int:
+    """Elements of gradients that are sent at once, unless the user's file says otherwise."""
+    share = num_parameters // STAGE_3_BUCKETS if stage == 3 else num_parameters
+    return _even(min(MAX_BUCKET_ELEMENTS, max(2, share)))
+
+
 def _suggested(stage: int, num_parameters: int) -> dict[str, Any]:
     """Sizes that fit the network; DeepSpeed's defaults would reserve gigabytes for the smallest one."""
-    bucket = _even(min(MAX_BUCKET_ELEMENTS, max(2, num_parameters)))
+    bucket = reduce_bucket_elements(stage, num_parameters)
     zero: dict[str, Any] = {}
     if stage in (1, 2):
         zero |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}

@@ -1,11 +1,13 @@
 """How many bytes of parameters, gradients and optimiser state each rank holds, by ZeRO stage and precision.
 
-Arithmetic only: counts what stays between two micro-batches, and neither activations nor communication buffers.
+Arithmetic only: counts what stays between two micro-batches, of communication buffers only those that do, and no
+activations.
 """
 
 from dataclasses import dataclass
 
 from cong.config.train import TrainConfig
+from cong.train.zero import reduce_bucket_elements
 
 _FLOAT32, _BFLOAT16 = 4, 2
 _MOMENTS = 2
@@ -18,15 +20,18 @@ class ModelMemory:
 
     parameters: int
     gradients: int
+    """Under stage 3 they stay between two optimiser steps too."""
     optimizer: int
     """Adam's moments, and the float32 copies of the weights where there are any."""
+    bucket: int
+    """Where stage 3 collects whole gradients before it sends them: allocated once, for the whole run."""
     is_parameters_on_host: bool
     is_optimizer_on_host: bool
 
     @property
     def device(self) -> int:
         """Bytes that stay on the device."""
-        on_device = self.gradients
+        on_device = self.gradients + self.bucket
         on_device += 0 if self.is_parameters_on_host else self.parameters
         return on_device + (0 if self.is_optimizer_on_host else self.optimizer)
 
@@ -51,6 +56,7 @@ def model_memory(settings: TrainConfig, num_trained: int, num_frozen: int, world
         parameters=_divided(parameters, world_size if stage == 3 else 1),
         gradients=_divided(gradients, world_size if stage >= 2 else 1),
         optimizer=_divided(optimizer, world_size if stage >= 1 else 1),
+        bucket=width * reduce_bucket_elements(stage, num_trained + num_frozen) if stage == 3 else 0,
         is_parameters_on_host=settings.deepspeed.offload_parameters,
         is_optimizer_on_host=settings.deepspeed.offload_optimizer,
     )

@@ -48,7 +48,9 @@ def test_fine_tuning_of_eight_billion_by_hand() -> None:
 )
 def test_memory_of_the_stages_by_hand(stage: int, bytes_of_a_weight: float) -> None:
     estimate = estimate_training(run(f"train.deepspeed.zero_stage={stage}"), TrainingWork(64), WHOLE)
-    assert estimate.weights_bytes == pytest.approx(8_030_261_248 * bytes_of_a_weight, abs=8)
+    # The bucket that stage 3 keeps has its greatest size here.
+    bucket = 2 * 200_000_000 if stage == 3 else 0
+    assert estimate.weights_bytes == pytest.approx(8_030_261_248 * bytes_of_a_weight + bucket, abs=8)
     assert estimate.host_bytes == 0
 
 

@@ -89,6 +89,9 @@ def test_every_rank_holds_as_many_bytes_as_foretold(name: str, trained: Results)
         # Divided tensors are padded to equal parts.
         assert measured["parameters"] == pytest.approx(foretold.parameters, rel=0.02)
         assert measured["optimizer"] == pytest.approx(foretold.optimizer, rel=0.02)
+        if SETTINGS[name].deepspeed.zero_stage == 3:
+            assert measured["gradients"] == pytest.approx(foretold.gradients, rel=0.02)
+            assert measured["bucket"] == foretold.bucket
 
 
 @pytest.mark.parametrize("stage", range(4))

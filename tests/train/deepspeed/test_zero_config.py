@@ -57,7 +57,9 @@ def test_buffers_fit_the_network(stage: int, num_parameters: int) -> None:
     zero = deepspeed_config(settings(zero_stage=stage), num_parameters)["zero_optimization"]
     bucket = zero["reduce_bucket_size"]
     assert bucket % 2 == 0
-    assert min(num_parameters, MAX_BUCKET_ELEMENTS) <= bucket <= min(num_parameters + 1, MAX_BUCKET_ELEMENTS)
+    # DeepSpeed keeps that of stage 3 for the whole run.
+    share = max(1, num_parameters // 16) if stage == 3 else num_parameters
+    assert min(share, MAX_BUCKET_ELEMENTS) <= bucket <= min(share + 1, MAX_BUCKET_ELEMENTS)
 
 
 def test_stage_3_divides_small_networks_too() -> None:

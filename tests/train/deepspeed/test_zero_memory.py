@@ -3,19 +3,30 @@
 import pytest
 
 from cong.config.train import DeepSpeedSettings, TrainConfig
-from cong.train.zero_memory import model_memory
+from cong.train.zero_memory import ModelMemory, model_memory
 
 BILLION = 10**9
 
 
-def memory_per_parameter(stage: int, world_size: int, precision: str = "bfloat16") -> float:
-    train = TrainConfig(precision=precision, deepspeed=DeepSpeedSettings(zero_stage=stage))
-    return model_memory(train, BILLION, 0, world_size).device / BILLION
+def memory_of(stage: int, world_size: int, num_trained: int = BILLION) -> ModelMemory:
+    train = TrainConfig(precision="bfloat16", deepspeed=DeepSpeedSettings(zero_stage=stage))
+    return model_memory(train, num_trained, 0, world_size)
+
+
+def memory_per_parameter(stage: int, world_size: int) -> float:
+    memory = memory_of(stage, world_size)
+    return (memory.device - memory.bucket) / BILLION
 
 
 @pytest.mark.parametrize(("stage", "expected"), [(0, 16.0), (1, 2 + 4 + 12 / 64), (2, 2 + 16 / 64), (3, 18 / 64)])
 def test_a_mixed_precision_parameter_takes_what_the_stage_leaves(stage: int, expected: float) -> None:
     assert memory_per_parameter(stage, 64) == pytest.approx(expected)
+
+
+def test_the_bucket_of_stage_3_is_a_sixteenth_of_the_network_up_to_a_bound() -> None:
+    assert memory_of(3, 64).bucket == 2 * BILLION // 16
+    assert memory_of(3, 64, num_trained=100 * BILLION).bucket == 2 * 200_000_000
+    assert [memory_of(stage, 64).bucket for stage in (0, 1, 2)] == [0, 0, 0]
 
 
 def test_one_rank_divides_nothing() -> None:

@@ -151,7 +151,10 @@ def train(
 
 
 def measured_bytes(backend: DeepSpeedBackend) -> dict[str, int]:
-    """Bytes that this rank holds of parameters and of optimiser state, counted over the tensors themselves."""
+    """Bytes that this rank holds between two steps, counted over the tensors themselves.
+
+    Gradients and their bucket are those that stage 3 keeps; under other stages they come and go.
+    """
     engine: Any = backend._engine
     held = [getattr(parameter, "ds_tensor", parameter) for parameter in engine.module.parameters()]
     own = {id(parameter) for parameter in engine.module.parameters()}
@@ -165,7 +168,15 @@ def measured_bytes(backend: DeepSpeedBackend) -> dict[str, int]:
         for value in state.values()
         if torch.is_tensor(value) and value.numel() > 1
     ]
+    is_stage_3 = hasattr(engine.optimizer, "grad_partitions_flat_buffer")
+    gradients = [engine.optimizer.grad_partitions_flat_buffer] if is_stage_3 else []
+    buckets = [bucket.buffer for bucket in engine.optimizer.ipg_buckets.values()] if is_stage_3 else []
     return {
-        "parameters": sum(tensor.numel() * tensor.element_size() for tensor in held),
-        "optimizer": sum(tensor.numel() * tensor.element_size() for tensor in [*copies, *moments]),
+        name: sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        for name, tensors in {
+            "parameters": held,
+            "optimizer": [*copies, *moments],
+            "gradients": gradients,
+            "bucket": buckets,
+        }.items()
     }
