@@ -300,6 +300,7 @@ def configure_logging(level: str = "INFO", *, json: bool = False) -> None:
         root.removeHandler(former)
     root.addHandler(handler)
     root.setLevel(level.upper())
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells which fonts it finds
 
 
 def _finite(value: object) -> object:

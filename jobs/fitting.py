@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 SEEN_WITHIN_S = 90.0
 """Clients of NFS may believe for a minute that a new file is not there."""
-_DEATH_IS_SEEN_S = 2.0
+_LOOK_S = 0.02
+_SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.3, 2.0
 
 
 def prepare_folder(config: RunConfig) -> str:
@@ -58,7 +59,10 @@ def make_trainer(
     timeout_s = max(1, round(config.train.deepspeed.timeout_s))
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(timeout_s))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(job.start_timeout_s))
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_DEATH_IS_SEEN_S))
+    # How often Ray Train looks at its workers: a death is seen then, and a checkpoint waits for it. A look costs a call
+    # of each worker, so it looks less often where there are many.
+    look_s = min(_LONGEST_LOOK_S, max(_SHORTEST_LOOK_S, job.num_workers * _LOOK_S))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(look_s))
     # Names in a configuration are relative to where the driver was started, not to a folder of Ray Train's.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     return TorchTrainer(

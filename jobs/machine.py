@@ -32,6 +32,9 @@ _PDEATHSIG = 1
 _MANY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """On Linux, too, it forbids clusters of several machines where it is set and is not 1."""
 
+_DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+"""Who stops a machine has ended what ran there; Ray would wait for whatever else still has a place on it."""
+
 
 class NoStart(CongError):
     """Ray did not start."""
@@ -94,7 +97,8 @@ class Machine:
                 f"--dashboard-host={LOOPBACK}",
                 f"--dashboard-port={self.dashboard_url.rpartition(':')[2]}",
             ]
-        self._environment = {**os.environ, "RAY_TMPDIR": str(folder), _MANY: "1", **(environment or {})}
+        given = {"RAY_TMPDIR": str(folder), _MANY: "1", _DRAIN: "0"}
+        self._environment = {**os.environ, **given, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -196,8 +200,9 @@ def _fields(pid: int) -> list[str]:
 @contextlib.contextmanager
 def joined(address: str) -> Iterator[None]:
     """This process as a driver of a cluster, one that may deploy to its Serve."""
-    # Ray reads its environment when it is imported.
+    # Ray reads its environment when it is imported, and Serve's logging is set up then.
     import ray
+    import ray.serve
 
     try:
         ray.init(address, namespace="serve", log_to_driver=False, logging_level=logging.WARNING)

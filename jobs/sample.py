@@ -31,6 +31,8 @@ from jobs.planning import placed
 
 EXIT_DONE, EXIT_FAILURES, EXIT_WRONG, EXIT_STOPPED = 0, 1, 2, 3
 
+logger = logging.getLogger("jobs.sample")
+
 _PLAN_WAIT_S = 5.0
 
 
@@ -136,7 +138,7 @@ class Job:
                         give_up=failures.give_up,
                         settled=lambda tally: _show(bar, tally, failures),
                     )
-                    stop_on_signals(bulk)
+                    stop_on_signals(bulk, settings.grace_s)
                     tally = await bulk.run(_only_prompts(self.prompts, failures))
         if tally == Tally() and not failures.num_rows:
             raise ConfigError(f"{self.prompts.name} holds no prompts")
@@ -198,12 +200,13 @@ def _show(bar: Progress, tally: Tally, failures: Failures) -> None:
     bar.advance(max(0, num_through - bar.done), tokens=tally.num_tokens, failed=num_failed)
 
 
-def stop_on_signals(bulk: Bulk) -> None:
+def stop_on_signals(bulk: Bulk, grace_s: float) -> None:
     """The first SIGTERM or SIGINT lets what is in flight finish; the second acts as ever."""
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
 
     def stop(number: signal.Signals) -> None:
+        logger.info("asked to stop by %s: waiting up to %.0f s for the prompts in flight", number.name, grace_s)
         bulk.stop(f"by {number.name}")
         for each in numbers:
             loop.remove_signal_handler(each)

@@ -139,7 +139,9 @@ def stats(arguments: argparse.Namespace) -> int:
         ("sets of networks", len(facts.networks)),
     ]
     table = Table(f"Samples of {store.location}", [Column("what", "left"), Column("value")], numbers)
-    console().print(to_rich(table))
+    # The title is wider than the table.
+    print(table.title)
+    console().print(to_rich(replace(table, title="")))
     try:
         _draw(arguments, store, facts, table)
     except OSError as error:

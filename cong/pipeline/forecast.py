@@ -218,7 +218,8 @@ class Outlook:
 
     def _sweep(self, stage: Stage) -> Forecast:
         alphas, number = self._config.pipeline.alphas, self._num_held_out
-        amount = f"{len(alphas)} strengths of contrast, 1 answer each to {number or 'all'} held-out prompts"
+        count = f"{number:,}" if number else "all"
+        amount = f"{len(alphas)} strengths of contrast, 1 answer each to {count} held-out prompts"
         if not number:
             return Forecast(stage, amount)
         pair = {"aligned": self._origin(WEAK_ALIGNED), "base": self._origin(WEAK_BASE)}

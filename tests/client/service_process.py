@@ -3,6 +3,8 @@
 `python -m tests.client.service_process CONFIG WRITER` is that process.
 """
 
+import asyncio
+import math
 import os
 import signal
 import socket
@@ -119,7 +121,7 @@ class ServiceThread(Service):
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(30.0)
+        self._thread.join(READY_S)
         assert not self._thread.is_alive(), "the service does not stop"
 
     def __enter__(self) -> Self:
@@ -129,6 +131,29 @@ class ServiceThread(Service):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class HeldService(ServiceThread):
+    """Answers requests for samples until so many are stored, and holds whoever asks then until it may go on."""
+
+    max_records: float = math.inf
+    """Those that were let in together may bring some more."""
+
+    def server(self, writer_id: str) -> "uvicorn.Server":
+        server = super().server(writer_id)
+        app: Any = server.config.app
+
+        async def held(scope: Any, receive: Any, send: Any) -> None:
+            while scope.get("path") == "/sample" and len(self.records()) >= self.max_records:
+                await asyncio.sleep(0.05)
+            await app(scope, receive, send)
+
+        server.config.app = held
+        return server
+
+    def stop(self) -> None:
+        self.max_records = math.inf
+        super().stop()
 
 
 class ServiceProcess(Service):
@@ -159,7 +184,7 @@ class ServiceProcess(Service):
         """As a crash would, and wait until it is gone."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(30.0)
+        self._process.wait(READY_S)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -170,10 +195,10 @@ class ServiceProcess(Service):
         if self._process is not None:
             self._process.terminate()
             try:
-                self._process.wait(20.0)
+                self._process.wait(READY_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-                self._process.wait(20.0)
+                self._process.wait(READY_S)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.client.service_process import ROOT
+from tests.processes import below, kill
 
 pytestmark = [
     pytest.mark.ray,
@@ -27,21 +28,17 @@ pytestmark = [
 @contextmanager
 def ended_with_its_machines(process: "subprocess.Popen[str]") -> Iterator[None]:
     """Machines of the fake provider outlive a cluster that is killed."""
-    below: set[psutil.Process] = set()
+    started: set[psutil.Process] = set()
     try:
         while process.poll() is None:
-            below |= set(psutil.Process(process.pid).children(recursive=True))
-            try:
+            started |= set(below(process))
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(1.0)
-            except subprocess.TimeoutExpired:
-                continue
         yield
     finally:
         process.kill()
-        for one in below:
-            if one.is_running():
-                one.kill()
-        psutil.wait_procs(below, timeout=20)
+        kill(started)
+        psutil.wait_procs(started, timeout=20)
 
 
 def work(name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -14,7 +14,8 @@ import pytest
 from cong.config import RunConfig
 from jobs.demo import EXIT_DONE, EXIT_STOPPED, EXIT_WRONG, main
 from tests.client.service_process import ROOT
-from tests.jobs.training import LIMIT_S, eventually
+from tests.jobs.training import LIMIT_S, eventually, workers_of
+from tests.processes import alive, below, kill
 
 SMALL = {
     "lab.num_training_prompts": 48,
@@ -46,24 +47,9 @@ def demo(folder: Path, screen: Path) -> Iterator["subprocess.Popen[bytes]"]:
     try:
         yield process
     finally:
-        for one in descendants(process):
-            one.kill()
+        kill(below(process))
         process.kill()
         process.wait(30.0)
-
-
-def descendants(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-
-
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended; who started them may not have asked for their result yet."""
-    found = []
-    for one in processes:
-        with suppress(psutil.NoSuchProcess):
-            if one.is_running() and one.status() != psutil.STATUS_ZOMBIE:
-                found.append(one)
-    return found
 
 
 @pytest.mark.ray
@@ -79,8 +65,8 @@ def test_stopped_and_run_again_it_ends_with_a_report_and_leaves_nothing_running(
         saved = "stages/align-weak/*/checkpoints/step-*/COMMITTED"
         eventually(lambda: list(out.glob(saved)) or process.poll() is not None, "a checkpoint")
         assert process.poll() is None, screen.read_text()
-        started = descendants(process)
-        assert any("RayTrainWorker" in " ".join(one.cmdline()) for one in started)
+        started = below(process)
+        assert workers_of(psutil.Process(process.pid))
         process.send_signal(signal.SIGINT)
         assert process.wait(LIMIT_S) == EXIT_STOPPED, screen.read_text()
     said = screen.read_text()
@@ -91,7 +77,7 @@ def test_stopped_and_run_again_it_ends_with_a_report_and_leaves_nothing_running(
     log = out / "demo-pipeline.log"
     with demo(tmp_path, screen) as process:
         eventually(lambda: "2 worker(s)" in (log.read_text() if log.exists() else "") or process.poll() is not None, "")
-        started = descendants(process)
+        started = below(process)
         assert process.wait(LIMIT_S) == EXIT_DONE, screen.read_text()
     assert "going on from step" in (out / "demo-align.log").read_text()
     assert "follows sample" in log.read_text()

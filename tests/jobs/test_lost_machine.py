@@ -19,10 +19,9 @@ from tests.jobs.training import (
     NUM_STEPS,
     GrowingStream,
     arguments,
-    checkpoints,
     eventually,
+    is_waiting_midway,
     job_config,
-    last_step,
     require_exact,
 )
 
@@ -62,8 +61,7 @@ def lose_one(head: Machine, machines: list[Machine], add: Callable[[str], Machin
     )
     assert process.stderr is not None
     try:
-        eventually(lambda: checkpoints(config) or process.poll() is not None, "a checkpoint")
-        eventually(lambda: last_step(config) > max(checkpoints(config)), "a step behind it")
+        eventually(lambda: is_waiting_midway(config) or process.poll() is not None, "a step behind the checkpoints")
         machines[0].lose()
         add("third")
         stream.finish()

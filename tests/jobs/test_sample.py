@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -15,9 +16,10 @@ import pytest
 import torch
 
 from jobs.sample import EXIT_DONE, EXIT_FAILURES, EXIT_STOPPED, EXIT_WRONG, main
-from tests.client.service_process import ROOT, ServiceThread, free_port
+from tests.client.service_process import ROOT, HeldService, free_port
 
 NUM_PROMPTS = 40
+LIMIT_S = 180.0
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,9 +42,9 @@ def logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceThread]:
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldService]:
     monkeypatch.delenv("CONG_API_KEY", raising=False)
-    with ServiceThread(tmp_path) as running:
+    with HeldService(tmp_path) as running:
         yield running
 
 
@@ -59,7 +61,7 @@ def write_prompts(path: Path, numbers: range) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def arguments(service: ServiceThread, *overrides: str) -> list[str]:
+def arguments(service: HeldService, *overrides: str) -> list[str]:
     settings = [
         f"output_dir={service.folder / 'run'}",
         f"sampling_job.url={service.url}",
@@ -78,16 +80,16 @@ def expected(numbers: range = range(NUM_PROMPTS)) -> Counter[tuple[str, int]]:
     return Counter((f"p{number}", index) for number in numbers for index in (0, 1))
 
 
-def stored(service: ServiceThread) -> Counter[tuple[str, int]]:
+def stored(service: HeldService) -> Counter[tuple[str, int]]:
     return Counter((record.prompt.prompt_id, record.sample_index) for record in service.records())
 
 
-def failures(service: ServiceThread) -> list[dict[str, object]]:
+def failures(service: HeldService) -> list[dict[str, object]]:
     return [json.loads(line) for line in (service.folder / "run/sampling/failures.jsonl").read_text().splitlines()]
 
 
 def test_every_prompt_gets_its_samples_and_a_second_run_asks_for_nothing(
-    service: ServiceThread, prompts: Path, capsys: pytest.CaptureFixture[str]
+    service: HeldService, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(service)) == EXIT_DONE
     assert "40 prompts done (80 samples, 0 of them were in the stream" in capsys.readouterr().out
@@ -104,7 +106,7 @@ def test_every_prompt_gets_its_samples_and_a_second_run_asks_for_nothing(
 
 
 def test_without_the_progress_file_the_service_says_what_is_there(
-    service: ServiceThread, prompts: Path, capsys: pytest.CaptureFixture[str]
+    service: HeldService, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(service)) == EXIT_DONE
     (service.folder / "run/sampling/progress").unlink()
@@ -116,11 +118,9 @@ def test_without_the_progress_file_the_service_says_what_is_there(
     assert stored(service) == expected()
 
 
-def start(service: ServiceThread, *overrides: str) -> subprocess.Popen[str]:
-    # Slow on purpose, so that there is something to interrupt.
-    slow = ("sampling.max_tokens=40", "sampling.ignore_eos=true", "sampling_job.in_flight=2")
+def start(service: HeldService, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.sample", *arguments(service, *slow, *overrides)],
+        [sys.executable, "-m", "jobs.sample", *arguments(service, "sampling_job.in_flight=2", *overrides)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -129,26 +129,28 @@ def start(service: ServiceThread, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_records(service: ServiceThread, process: subprocess.Popen[str], num_records: int) -> None:
-    for _ in range(3_000):
-        if process.poll() is not None or len(service.records()) >= num_records:
-            return
+def wait_for_records(service: HeldService, process: subprocess.Popen[str], num_records: int) -> None:
+    """The job waits for more from then on, until the service may go on."""
+    until_s = time.monotonic() + LIMIT_S
+    while len(service.records()) < num_records:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until_s, f"there are only {len(service.records())} records"
         time.sleep(0.02)
-    raise AssertionError(f"there are only {len(service.records())} records")
 
 
 def test_killed_at_any_moment_and_started_again_nothing_is_missing_and_nothing_is_twice(
-    service: ServiceThread, prompts: Path
+    service: HeldService, prompts: Path
 ) -> None:
     for num_wanted in (1, 15, 40):
+        service.max_records = num_wanted
         process = start(service)
         wait_for_records(service, process, num_wanted)
-        assert process.poll() is None, process.communicate()
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=LIMIT_S)
     assert 40 <= len(service.records()) < 80
+    service.max_records = math.inf
     last = start(service)
-    out, err = last.communicate(timeout=120)
+    out, err = last.communicate(timeout=LIMIT_S)
     assert last.returncode == EXIT_DONE, err
     assert "0 given up" in out
     assert stored(service) == expected()
@@ -156,36 +158,41 @@ def test_killed_at_any_moment_and_started_again_nothing_is_missing_and_nothing_i
 
 
 def test_a_signal_lets_what_is_in_flight_finish_and_says_that_there_is_more(
-    service: ServiceThread, prompts: Path
+    service: HeldService, prompts: Path
 ) -> None:
+    service.max_records = 6
     process = start(service)
     wait_for_records(service, process, 6)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    assert process.stderr is not None
+    assert any("asked to stop by SIGTERM" in line for line in process.stderr)
+    service.max_records = math.inf
+    out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == EXIT_STOPPED, err
     assert "stopped by SIGTERM; 0 prompts were cut off" in out
     num_done = len((service.folder / "run/sampling/progress").read_text().splitlines()) - 1
     assert 0 < num_done < NUM_PROMPTS
     assert len(service.records()) == 2 * num_done
     again = start(service)
-    out, err = again.communicate(timeout=120)
+    out, err = again.communicate(timeout=LIMIT_S)
     assert again.returncode == EXIT_DONE, err
     assert f"{NUM_PROMPTS - num_done} prompts done" in out
     assert stored(service) == expected()
 
 
-def test_a_service_that_is_away_for_a_while_is_waited_for(service: ServiceThread, prompts: Path) -> None:
+def test_a_service_that_is_away_for_a_while_is_waited_for(service: HeldService, prompts: Path) -> None:
+    service.max_records = 6
     process = start(service)
     wait_for_records(service, process, 6)
     service.stop()
     service.start()
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == EXIT_DONE, err + out
     assert stored(service) == expected()
 
 
 def test_what_cannot_be_served_is_listed_with_its_reason_and_tried_again(
-    service: ServiceThread, prompts: Path, capsys: pytest.CaptureFixture[str]
+    service: HeldService, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = prompts.read_text()
     long = json.dumps({"question": "S" * 9000, "prompt_id": "long"})
@@ -206,7 +213,7 @@ def test_what_cannot_be_served_is_listed_with_its_reason_and_tried_again(
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(
-    service: ServiceThread, prompts: Path, capsys: pytest.CaptureFixture[str]
+    service: HeldService, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments(service), "--dry-run"]) == EXIT_DONE
     plan = capsys.readouterr().out
@@ -219,7 +226,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     assert "done before: 10; to be asked for: 30" in capsys.readouterr().out
 
 
-def test_other_parameters_are_other_work(service: ServiceThread, prompts: Path) -> None:
+def test_other_parameters_are_other_work(service: HeldService, prompts: Path) -> None:
     few = "sampling_job.prompts.max_prompts=3"
     assert main(arguments(service, few)) == EXIT_DONE
     assert main(arguments(service, few, "sampling.seed=1")) == EXIT_DONE
@@ -239,7 +246,7 @@ def test_other_parameters_are_other_work(service: ServiceThread, prompts: Path) 
     ],
 )
 def test_wrong_settings_are_named_before_anything_is_asked(
-    service: ServiceThread,
+    service: HeldService,
     prompts: Path,
     capsys: pytest.CaptureFixture[str],
     override: str,
@@ -252,7 +259,7 @@ def test_wrong_settings_are_named_before_anything_is_asked(
 
 
 def test_no_service_and_no_prompts_are_told_apart(
-    service: ServiceThread, prompts: Path, capsys: pytest.CaptureFixture[str]
+    service: HeldService, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nowhere = f"sampling_job.url=http://127.0.0.1:{free_port()}"
     assert main(arguments(service, nowhere, "sampling_job.ready_s=0.5")) == EXIT_STOPPED
@@ -263,11 +270,12 @@ def test_no_service_and_no_prompts_are_told_apart(
 
 
 def test_two_jobs_do_not_share_a_folder(
-    service: ServiceThread, prompts: Path, capsys: pytest.CaptureFixture[str]
+    service: HeldService, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    service.max_records = 1
     process = start(service)
     wait_for_records(service, process, 1)
     assert main(arguments(service)) == EXIT_WRONG
     assert "in use by another run" in capsys.readouterr().err
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.kill()
+    process.communicate(timeout=LIMIT_S)

@@ -1,12 +1,14 @@
 """Jobs as `ray job submit` runs them: once however often they are submitted, saved when they are stopped."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from cong.evaluation import EvaluationResult
 from cong.lab.bases import SHIPPED
 from jobs.machine import Machine
 from jobs.train import EXIT_DONE, main
-from tests.client.service_process import ROOT, ServiceThread
+from tests.client.service_process import ROOT, HeldService
 from tests.jobs.training import (
     LIMIT_S,
     NUM_RECORDS_MIDWAY,
@@ -97,11 +99,10 @@ def test_a_sampling_job_from_a_clone_runs_once_saves_when_stopped_and_goes_on(
     rows = [{"prompt": f"say {word}", "prompt_id": f"p{number}"} for number, word in enumerate(words)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     client = JobSubmissionClient(dashboard)
-    with ServiceThread(tmp_path) as service:
+    with HeldService(tmp_path) as service, ThreadPoolExecutor(1) as pool:
         content = {
             "output_dir": str(tmp_path / "run"),
-            # Slow on purpose, so that there is something to stop.
-            "sampling": {"max_tokens": 120, "ignore_eos": True},
+            "sampling": {"max_tokens": 8},
             "sampling_job": {
                 "url": service.url,
                 "prompts": {"source": str(tmp_path / "prompts.jsonl")},
@@ -110,12 +111,16 @@ def test_a_sampling_job_from_a_clone_runs_once_saves_when_stopped_and_goes_on(
             },
         }
         (clone / "run.yaml").write_text(yaml.safe_dump(content))
+        service.max_records = 4
         eventually(lambda: submit_as_documented(clone, dashboard, "sample-1", "jobs.sample").returncode == 0, "a job")
         again = submit_as_documented(clone, dashboard, "sample-1", "jobs.sample")
         assert again.returncode != 0
         assert "already exists" in again.stdout + again.stderr
-        eventually(lambda: service.records() or client.get_job_status("sample-1").is_terminal(), "a sample")
-        assert ray_job(clone, dashboard, "stop", "sample-1").returncode == 0
+        eventually(lambda: len(service.records()) == 4, "samples")
+        stopping = pool.submit(ray_job, clone, dashboard, "stop", "sample-1")
+        eventually(lambda: "asked to stop by SIGTERM" in client.get_job_logs("sample-1"), "the job hears of it")
+        service.max_records = math.inf
+        assert stopping.result().returncode == 0
         status, logs = ended(client, "sample-1")
         assert status == JobStatus.STOPPED, logs
         assert "stopped by SIGTERM; 0 prompts were cut off" in logs

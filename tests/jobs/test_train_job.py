@@ -21,13 +21,14 @@ from cong.train.stopping import StopRequest
 from jobs.claim import RunIsTaken
 from jobs.train import EXIT_DONE, Failed, Fit, Job, Refused
 from tests.jobs.training import (
+    CHECKPOINTS_MIDWAY,
     LIMIT_S,
     NUM_RECORDS_MIDWAY,
     NUM_STEPS,
     GrowingStream,
     arguments,
-    checkpoints,
     eventually,
+    is_waiting_midway,
     job_config,
     last_step,
     require_exact,
@@ -120,6 +121,10 @@ def require_same_weights(config: RunConfig, undisturbed: RunConfig) -> None:
     assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
 
 
+def two_of(workers: list[psutil.Process]) -> list[psutil.Process]:
+    return workers if len(workers) == 2 else []
+
+
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_the_undisturbed_one(
     root: Path, undisturbed: RunConfig, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,11 +133,8 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_the_undisturbed_one(
     stream.grow(NUM_RECORDS_MIDWAY)
     config = job_config(root, "killed", stream.location)
     with Running(config) as running:
-        eventually(lambda: checkpoints(config), "a checkpoint")
-        eventually(lambda: last_step(config) > max(checkpoints(config)), "a step behind it")
-        victims = workers_of(psutil.Process())
-        assert len(victims) == 2
-        random.choice(victims).kill()
+        eventually(lambda: is_waiting_midway(config), "a step behind the checkpoints")
+        random.choice(eventually(lambda: two_of(workers_of(psutil.Process())), "no other workers")).kill()
         stream.finish()
     outcome = running.outcome
     assert outcome is not None
@@ -162,8 +164,7 @@ def test_a_killed_driver_is_followed_by_another_whatever_it_has_left(
     config = job_config(root, "orphaned", stream.location)
     first = driver(config, root)
     try:
-        eventually(lambda: len(checkpoints(config)) == 2, "two checkpoints")
-        eventually(lambda: last_step(config) > max(checkpoints(config)), "a step behind them")
+        eventually(lambda: is_waiting_midway(config), "a step behind the checkpoints")
         eventually((config.output_dir / SNAPSHOT).exists, "Ray Train's list of checkpoints")
         # A second driver is told so and starts nothing.
         with pytest.raises(RunIsTaken, match=f"being trained by process {first.pid} "):
@@ -172,7 +173,7 @@ def test_a_killed_driver_is_followed_by_another_whatever_it_has_left(
         first.send_signal(signal.SIGKILL)
         first.wait(30)
     eventually(lambda: not workers_of(psutil.Process()), "workers ending with their driver")
-    older, newest = checkpoints(config)
+    older, newest = CHECKPOINTS_MIDWAY
     shutil.rmtree(config.output_dir / "checkpoints" / f"step-{newest:08d}")
     listed = config.output_dir / SNAPSHOT
     listed.write_bytes(listed.read_bytes()[:40])
@@ -188,10 +189,16 @@ def test_a_killed_driver_is_followed_by_another_whatever_it_has_left(
     require_same_weights(config, undisturbed)
 
 
+def by_one_worker(config: RunConfig, **job: int) -> RunConfig:
+    """What one finds, two find as well, and take longer to start."""
+    alone = config.training_job.model_copy(update={"num_workers": 1, **job})
+    return config.model_copy(update={"training_job": alone})
+
+
 def test_a_finished_run_is_not_trained_again_whatever_ray_train_has_noted(undisturbed: RunConfig) -> None:
     (undisturbed.output_dir / SNAPSHOT).write_text("")
     before = (undisturbed.output_dir / "metrics.jsonl").read_bytes()
-    outcome = run(undisturbed)
+    outcome = run(by_one_worker(undisturbed))
     assert outcome is not None
     assert outcome.is_finished
     assert (undisturbed.output_dir / "metrics.jsonl").read_bytes() == before
@@ -200,7 +207,7 @@ def test_a_finished_run_is_not_trained_again_whatever_ray_train_has_noted(undist
 def test_another_recipe_is_refused_by_name_and_not_tried_again(undisturbed: RunConfig) -> None:
     changed = undisturbed.model_copy(update={"train": undisturbed.train.model_copy(update={"seed": 5})})
     with pytest.raises(Refused, match=r"made by another recipe:\n  train.seed was 0 and is 5"):
-        run(changed)
+        run(by_one_worker(changed))
 
 
 def test_a_folder_that_a_worker_does_not_share_is_refused_with_its_name(root: Path, undisturbed: RunConfig) -> None:
@@ -209,8 +216,7 @@ def test_a_folder_that_a_worker_does_not_share_is_refused_with_its_name(root: Pa
     from jobs.board import open_board
     from jobs.fitting import make_trainer
 
-    alone = undisturbed.training_job.model_copy(update={"num_workers": 1, "max_failures": 0})
-    config = undisturbed.model_copy(update={"output_dir": root / "unshared", "training_job": alone})
+    config = by_one_worker(undisturbed, max_failures=0).model_copy(update={"output_dir": root / "unshared"})
     board = open_board()
     fit = Fit(make_trainer(config, board, root, "what nobody has written", seen_within_s=1.0))
     fit.wait(LIMIT_S)
@@ -232,7 +238,7 @@ def test_twenty_kills_of_workers_and_drivers_lose_and_repeat_nothing(root: Path,
     num_kills, num_records = 20, 320
     rng = random.Random(11)
     stream = GrowingStream(root / "many-stream", num_records)
-    job = {"max_failures": num_kills, "takeover_s": 6.0}
+    job = {"max_failures": num_kills}
     train = {"checkpoints": {"every_steps": 2}}
     config = job_config(root, "many", stream.location, num_records, train=train, training_job=job)
     process = driver(config, root)
@@ -246,8 +252,7 @@ def test_twenty_kills_of_workers_and_drivers_lose_and_repeat_nothing(root: Path,
                 process.wait(30)
                 process = driver(config, root)
             else:
-                eventually(lambda: len(workers_of(psutil.Process())) == 2, "two workers")
-                rng.choice(workers_of(psutil.Process())).kill()
+                rng.choice(eventually(lambda: two_of(workers_of(psutil.Process())), "two workers")).kill()
         stream.finish()
         assert process.wait(LIMIT_S) == EXIT_DONE
     finally:

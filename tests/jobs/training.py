@@ -18,8 +18,9 @@ NUM_RECORDS = 48
 BATCH_SIZE = 2
 NUM_STEPS = NUM_RECORDS // BATCH_SIZE
 CHECKPOINT_EVERY = 3
-NUM_RECORDS_MIDWAY = (4 * CHECKPOINT_EVERY + 1) * BATCH_SIZE
-"""Four checkpoints and one step behind the last: where a run waits for more, some of its work is not saved."""
+CHECKPOINTS_MIDWAY = [CHECKPOINT_EVERY, 2 * CHECKPOINT_EVERY]
+NUM_RECORDS_MIDWAY = (CHECKPOINTS_MIDWAY[-1] + 1) * BATCH_SIZE
+"""For two checkpoints and one step behind them: where a run waits for more, some of its work is not saved."""
 LIMIT_S = 240.0
 """Longest wait for anything; reached only where something is broken."""
 
@@ -57,7 +58,7 @@ def job_config(root: Path, name: str, stream: Path, num_records: int = NUM_RECOR
         "checkpoints": {"every_steps": CHECKPOINT_EVERY},
         **sections.pop("train", {}),
     }
-    job = {"num_workers": 2, "cpus_per_worker": 0.5, "takeover_s": 6.0, **sections.pop("training_job", {})}
+    job = {"num_workers": 2, "cpus_per_worker": 0.5, "takeover_s": 20.0, **sections.pop("training_job", {})}
     read = {"follow": {"poll_s": 0.1, "idle_timeout_s": LIMIT_S}, "max_records": num_records, "shuffle_rows": 0}
     config = run_config(
         root, content, stream={"location": str(stream), "read": read}, training_job=job, num_threads=1, **sections
@@ -82,6 +83,11 @@ def last_step(config: RunConfig) -> int:
 def checkpoints(config: RunConfig) -> list[int]:
     """Steps of committed checkpoints, oldest first."""
     return sorted(int(path.parent.name[-8:]) for path in config.output_dir.glob("checkpoints/step-*/COMMITTED"))
+
+
+def is_waiting_midway(config: RunConfig) -> bool:
+    """All that NUM_RECORDS_MIDWAY gives has been trained, and what could be saved of it is."""
+    return last_step(config) > CHECKPOINTS_MIDWAY[-1] and checkpoints(config) == CHECKPOINTS_MIDWAY
 
 
 def workers_of(ray: psutil.Process) -> list[psutil.Process]:

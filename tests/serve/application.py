@@ -60,6 +60,8 @@ class Deployed:
             f"output_dir={self.folder / 'run'}",
             "resources.num_cpus=0.2",
             "service.body_timeout_s=2",
+            # What changes keys at once is not this.
+            "service.api_keys_reload_s=3600",
             "service.max_samples=1024",
             "service.max_waiting=2048",
         )
@@ -121,7 +123,7 @@ class Deployed:
     def is_answering(self) -> bool:
         """Whether a request through the proxy is answered."""
         try:
-            return httpx.get(f"{self.url}/health", timeout=5.0).status_code == 200
+            return httpx.get(f"{self.url}/health", timeout=30.0).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -135,11 +137,11 @@ class Deployed:
         return Client(self.url, self.key, patience=Patience(total_s=LIMIT_S, max_tries=max_tries))
 
     def metric(self, name: str) -> float:
-        """A measurement without labels, of the only replica."""
+        """A measurement of the only replica, by its name and its labels; 0 before there is one."""
         with self.http() as http:
             page = http.get("/metrics").raise_for_status().text
-        (value,) = [line.split()[-1] for line in page.splitlines() if line.startswith(f"{name} ")]
-        return float(value)
+        values = [float(line.split()[-1]) for line in page.splitlines() if line.startswith(f"{name} ")]
+        return values[0] if values else 0.0
 
     # Hurting.
 
