@@ -231,7 +231,7 @@ def served(config: RunConfig, aligned: str, screen: Screen) -> Iterator[str]:
     """The pair on Ray Serve; gives its address."""
     from serve.__main__ import DEFAULT_FILE
     from serve.files import read_serve_file
-    from serve.local import deploy, drain_and_stop, wait_running
+    from serve.local import deploy, drain, wait_running
 
     settings = {
         "uses_lab_pair": False,
@@ -252,7 +252,7 @@ def served(config: RunConfig, aligned: str, screen: Screen) -> Iterator[str]:
         yield file.url
     finally:
         screen.watch("the service stops")
-        drain_and_stop(file.name, 30.0)
+        drain(file.name, 30.0)
         screen.say("the service has stopped")
 
 

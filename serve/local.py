@@ -100,13 +100,18 @@ def describe(name: str, timeout_s: float = 30.0) -> dict[str, Any]:
     return found
 
 
-def drain_and_stop(name: str, timeout_s: float) -> bool:
-    """Let requests finish, then stop Serve; whether they all did within the time."""
-    # Serve's own shutdown waits half a minute at most, and cuts what is left then.
+def drain(name: str, timeout_s: float) -> bool:
+    """Let requests finish and end the application, on a Ray that ends next; whether they all did within the time."""
     serve.delete(name, _blocking=False)
     until_s = time.monotonic() + timeout_s + _SPARE_S
     while name in serve.status().applications and time.monotonic() < until_s:
         time.sleep(POLL_S)
-    is_drained = name not in serve.status().applications
+    return name not in serve.status().applications
+
+
+def drain_and_stop(name: str, timeout_s: float) -> bool:
+    """Let requests finish, then stop Serve; whether they all did within the time."""
+    # Serve's own shutdown waits half a minute at most, and cuts what is left then.
+    is_drained = drain(name, timeout_s)
     serve.shutdown()  # type: ignore[no-untyped-call]
     return is_drained

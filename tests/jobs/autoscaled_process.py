@@ -16,7 +16,16 @@ import yaml
 
 from jobs.machine import Machine, free_port, joined
 from serve.private import make_private
-from tests.jobs.training import NUM_STEPS, GrowingStream, arguments, eventually, job_config, last_step, require_exact
+from tests.jobs.training import (
+    LIMIT_S,
+    NUM_STEPS,
+    GrowingStream,
+    arguments,
+    eventually,
+    job_config,
+    last_step,
+    require_exact,
+)
 
 STORE_BYTES = 100 << 20
 IDLE_MINUTES = 0.1
@@ -122,7 +131,7 @@ def train(folder: Path) -> dict[str, Any]:
         eventually(lambda: last_step(config) > 2 or process.poll() is not None, "a step")
         counts.append(num_machines("trainer"))
         stream.finish()
-        code = process.wait(240.0)
+        code = process.wait(LIMIT_S)
     finally:
         process.kill()
         process.wait(30.0)

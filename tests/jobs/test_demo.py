@@ -54,7 +54,7 @@ def demo(folder: Path, screen: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_stopped_and_run_again_it_ends_with_a_report_and_leaves_nothing_running(
     ray_session: None, tmp_path: Path
 ) -> None:
@@ -76,7 +76,8 @@ def test_stopped_and_run_again_it_ends_with_a_report_and_leaves_nothing_running(
 
     log = out / "demo-pipeline.log"
     with demo(tmp_path, screen) as process:
-        eventually(lambda: "2 worker(s)" in (log.read_text() if log.exists() else "") or process.poll() is not None, "")
+        trains = "2 worker(s)"
+        eventually(lambda: trains in (log.read_text() if log.exists() else "") or process.poll() is not None, trains)
         started = below(process)
         assert process.wait(LIMIT_S) == EXIT_DONE, screen.read_text()
     assert "going on from step" in (out / "demo-align.log").read_text()

@@ -21,7 +21,7 @@ CHECKPOINT_EVERY = 3
 CHECKPOINTS_MIDWAY = [CHECKPOINT_EVERY, 2 * CHECKPOINT_EVERY]
 NUM_RECORDS_MIDWAY = (CHECKPOINTS_MIDWAY[-1] + 1) * BATCH_SIZE
 """For two checkpoints and one step behind them: where a run waits for more, some of its work is not saved."""
-LIMIT_S = 240.0
+LIMIT_S = 500.0
 """Longest wait for anything; reached only where something is broken."""
 
 
