@@ -6,7 +6,7 @@ On this machine, without Ray, or from a service at an address.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,8 +17,9 @@ from cong.config import RunConfig
 from cong.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cong.engine import LocalEngine
     from cong.prompts import PromptSource
-    from cong.schemas import SampleRecord
+    from cong.schemas import Prompt, SampleRecord
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -29,8 +30,6 @@ def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "Prom
     import torch
 
     from cong.engine import open_engine
-    from cong.schemas import SampleRequest
-    from cong.telemetry import progress
 
     if arguments.out is None and arguments.stream is None:
         raise ConfigError("nothing would keep the samples; give --out or --stream")
@@ -39,7 +38,14 @@ def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "Prom
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     prompts = list(source.strict())
-    engine = open_engine(config.models, config.engine)
+    with closing(open_engine(config.models, config.engine)) as engine:
+        return _draw(engine, config, arguments, prompts)
+
+
+def _draw(engine: "LocalEngine", config: RunConfig, arguments: argparse.Namespace, prompts: "Sequence[Prompt]") -> int:
+    from cong.schemas import SampleRequest
+    from cong.telemetry import progress
+
     requests = [
         SampleRequest(prompt=prompt, parameters=config.sampling, num_samples=arguments.num_samples)
         for prompt in prompts

@@ -26,7 +26,8 @@ class _Rows:
     head_log_lambda_B: Tensor
     is_seen_BV: Tensor | None
     numbers: RuleNumbers | None
-    """None = some head set is too large to be looked at alone."""
+    """None = the kernels cannot draw for these rows: they have a temperature for a single network, or, on a GPU, a head
+    set that is too large."""
     rules: Rules | None = None
     """Made on first use."""
 
@@ -34,10 +35,14 @@ class _Rows:
 class Drawer:
     """Draws one token for each of many sequences."""
 
-    def __init__(self, vocab_size: int, device: torch.device, *, finds_heads: bool = False) -> None:
+    def __init__(
+        self, vocab_size: int, device: torch.device, *, finds_heads: bool = False, has_kernel: bool = False
+    ) -> None:
+        """`finds_heads` says that kernels of Triton are there, `has_kernel` that those of the CPU are."""
         self.vocab_size = vocab_size
         self.device = device
         self._finds_heads = finds_heads
+        self._has_kernel = has_kernel
         self._rows: _Rows | None = None
 
     @torch.inference_mode()
@@ -58,9 +63,12 @@ class Drawer:
     def _draw_from_heads(
         self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None
     ) -> tuple[list[TokenRecord], Tensor | None]:
-        """By kernels that look at head sets alone; no tokens where one of them is too large."""
+        """By kernels that look at head sets alone; no tokens where they cannot."""
         if rows.numbers is None:
             return [], None
+        if self._has_kernel:
+            record_BR = self._draw_on_cpu(rows, logits, banned_BV)
+            return _records(record_BR), record_BR[:, 0].long()
         heads = find_heads_on_gpu(logits, rows.head_log_lambda_B)
         uniform_B = uniforms(*self._coordinates(rows, torch.device("cpu"))).to(self.device)
         record_BR = draw_on_gpu(heads, rows.numbers, uniform_B, self.vocab_size, rows.is_seen_BV, banned_BV)
@@ -69,6 +77,20 @@ class Drawer:
             rows.numbers = None
             return [], None
         return records, record_BR[:, 0].long()
+
+    def _draw_on_cpu(self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None) -> Tensor:
+        """What is recorded of each row's token, as in `_records`."""
+        assert rows.numbers is not None, "the kernel reads them"
+        record_BR: Tensor = torch.ops.cong.draw_tokens(
+            [logits_BV if logits_BV.stride(1) == 1 else logits_BV.contiguous() for logits_BV in logits],
+            rows.head_log_lambda_B,
+            rows.numbers.numbers_BF,
+            self._coordinates(rows, self.device),
+            rows.is_seen_BV,
+            banned_BV,
+            rows.numbers.exempt_BV,
+        )
+        return record_BR
 
     def _draw_from_all(
         self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None
@@ -118,8 +140,11 @@ class Drawer:
 
     def _numbers_of(self, rules: Ordered[DrawRule]) -> RuleNumbers | None:
         """For the kernels; None where they cannot be used."""
-        has_own_temperatures = any(t != 1.0 for rule in rules for t in rule.network_temperatures)
-        if not self._finds_heads or has_own_temperatures or any(rule.head_lambda == 0.0 for rule in rules):
+        if not self._finds_heads and not self._has_kernel:
+            return None
+        if any(t != 1.0 for rule in rules for t in rule.network_temperatures):
+            return None
+        if self._finds_heads and any(rule.head_lambda == 0.0 for rule in rules):
             return None
         exempt = [rule.exempt_token_ids for rule in rules]
         return number_rules(

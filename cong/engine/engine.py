@@ -55,7 +55,12 @@ class Engine:
         self._pool = BlockPool(num_blocks, config.block_size, self._runner.cached_share)
         limits = Limits(max(config.max_step_tokens, config.max_running), config.max_running)
         self._scheduler = Scheduler(self._pool, limits)
-        self._drawer = Drawer(networks.shared_vocab_size, self._runner.device, finds_heads=self._runner.has_tiles)
+        self._drawer = Drawer(
+            networks.shared_vocab_size,
+            self._runner.device,
+            finds_heads=self._runner.has_tiles,
+            has_kernel=self._runner.has_kernel,
+        )
         self._cost = StepCost(networks, self._runner)
         software = {"cong": __version__, "torch": torch.__version__, "engine": "cong"}
         self._desk = Desk(networks, self.max_tokens, software, self._writer, clock)
@@ -142,6 +147,9 @@ class Engine:
             bound_s=self._bound_s,
             seconds=dict(self._seconds),
         )
+
+    def close(self) -> None:
+        """Nothing works for this engine but whoever calls it."""
 
     def _step(self) -> None:
         with self._phase("schedule"):

@@ -149,6 +149,10 @@ class EngineProtocol(Protocol):
         """Where the engine stands."""
         ...
 
+    def close(self) -> None:
+        """End whatever works for the engine; it is not asked for anything more. A second time does nothing."""
+        ...
+
 
 class LocalEngine(EngineProtocol, Protocol):
     """An engine in this process, whoever computes for it."""

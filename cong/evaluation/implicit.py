@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 from cong.config.engine import EngineConfig
 from cong.config.evaluation import ImplicitJudge
@@ -47,17 +48,17 @@ class ImplicitReward:
 
     def measure(self, answers: Sequence[Answer]) -> Iterator[Reading]:
         """Sums of the log-ratio, as the engine finishes them."""
-        engine = open_engine(self._pair, self._engine_config)
-        for answer, score in score_answers(engine, answers):
-            aligned, base = score.logprobs["aligned"], score.logprobs["base"]
-            tokens: tuple[TokenReading, ...] = ()
-            if answer.prompt.prompt_id in self._shown_prompts:
-                texts = [
-                    detokenize(engine.networks.tokenizer, [token_id], with_special_tokens=True)
-                    for token_id in score.completion_token_ids
-                ]
-                tokens = tuple(TokenReading(*each) for each in zip(texts, aligned, base, strict=True))
-            yield Reading(answer, math.fsum(aligned) - math.fsum(base), len(aligned), tokens=tokens)
+        with closing(open_engine(self._pair, self._engine_config)) as engine:
+            for answer, score in score_answers(engine, answers):
+                aligned, base = score.logprobs["aligned"], score.logprobs["base"]
+                tokens: tuple[TokenReading, ...] = ()
+                if answer.prompt.prompt_id in self._shown_prompts:
+                    texts = [
+                        detokenize(engine.networks.tokenizer, [token_id], with_special_tokens=True)
+                        for token_id in score.completion_token_ids
+                    ]
+                    tokens = tuple(TokenReading(*each) for each in zip(texts, aligned, base, strict=True))
+                yield Reading(answer, math.fsum(aligned) - math.fsum(base), len(aligned), tokens=tokens)
 
     def is_enough(self, answer: Answer, measurement: Measurement) -> bool:
         """Whether the tokens are there where they are shown."""

@@ -1,6 +1,7 @@
 """Answers of a network: drawn through the engine into a store that keeps them, and only those that are missing."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from cong import engine as engines
@@ -80,8 +81,10 @@ def sampled_sets(
 ) -> list[AnswerSet]:
     """The candidate's answers at every temperature."""
     sets = []
-    with open_samples(folder / f"{name}.jsonl", settings.answers_stream, stream) as store:
-        engine = open_engine(candidate, models, engine_config)
+    with (
+        open_samples(folder / f"{name}.jsonl", settings.answers_stream, stream) as store,
+        closing(open_engine(candidate, models, engine_config)) as engine,
+    ):
         for temperature in settings.temperatures:
             decoding = decoding_name(temperature)
             records = sample(engine, requests_of(prompts, settings, temperature), store, f"{name}, {decoding}")

@@ -5,6 +5,7 @@ Killed and run again it makes what is missing; what an earlier stream of the sam
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from cong.config import RunConfig
@@ -40,7 +41,11 @@ def places_of(prompt_set: PromptSet, num_samples: int) -> list[Place]:
 
 
 def _draw(config: RunConfig, prompt_set: PromptSet, attempt: Attempt, stop: Stop) -> None:
-    engine = open_engine(config.models, config.engine, writer="pipeline")
+    with closing(open_engine(config.models, config.engine, writer="pipeline")) as engine:
+        _draw_with(engine, config, prompt_set, attempt, stop)
+
+
+def _draw_with(engine: LocalEngine, config: RunConfig, prompt_set: PromptSet, attempt: Attempt, stop: Stop) -> None:
     wanted = set(attempt.missing)
     requests = list(_requests(engine, config, prompt_set.prompts, attempt, wanted))
     places: dict[str, Place] = {}

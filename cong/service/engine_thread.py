@@ -79,11 +79,13 @@ class EngineThread:
         self._post(request_ids)
 
     def stop(self, timeout_s: float) -> bool:
-        """Stop after the step under way; whether it did within the time."""
+        """Stop after the step under way and close the engine; whether both was done within the time."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
-        if self._thread.ident is not None:
+        if self._thread.ident is None:
+            self._close()
+        else:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -124,6 +126,15 @@ class EngineThread:
             self.error = error
             self._busy_since = None
             self._deliver([Died(error)])
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        """Close the engine; one that has failed may fail at this too, and nobody waits for it any more."""
+        try:
+            self._engine.close()
+        except Exception:
+            log.exception("the engine does not close")
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when told to stop."""

@@ -92,6 +92,8 @@ class Troubled:
         """So many steps more are done before it."""
         self.refusal: Exception | None = None
         """Raised by the next request."""
+        self.closed_in: list[str] = []
+        """Names of the threads that have closed it."""
 
     @property
     def identities(self) -> tuple[NetworkIdentity, ...]:
@@ -124,6 +126,10 @@ class Troubled:
 
     def stats(self) -> EngineStats:
         return self._engine.stats()
+
+    def close(self) -> None:
+        self.closed_in.append(threading.current_thread().name)
+        self._engine.close()
 
 
 def folder_store(path: Path, files: FileSystem | None = None) -> LocalStore:

@@ -3,17 +3,22 @@
 import os
 import threading
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
 from cong.config import RunConfig
+from cong.config.service import ServiceConfig
 from cong.engine import LocalEngine, open_engine
-from cong.service import building
+from cong.errors import CongError
+from cong.schemas import Prompt
+from cong.service import SampleService, building, facts_of
 from cong.service.building import in_a_thread_that_ends
+from cong.wire import SampleCall
 from tests.engine.conftest import World
-from tests.service.serving import LIMIT_S, run, serving, until
+from tests.service.serving import DEFAULTS, LIMIT_S, Troubled, make_engine, pair, run, serving, until
 
 
 @pytest.mark.parametrize("niceness", [0, 3])
@@ -28,6 +33,28 @@ def test_the_engine_gives_way_by_as_much_as_it_was_told(world: World, niceness: 
             assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
     run(main())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_service_that_closes_has_closed_its_engine_in_the_engine_s_own_thread(world: World, fails: bool) -> None:
+    engine = Troubled(make_engine(world))
+
+    async def main() -> None:
+        async with serving(world, engine) as service:
+            engine.failure = ArithmeticError("no more") if fails else None
+            call = SampleCall(prompts=(Prompt(text="abc"),), parameters=DEFAULTS)
+            with pytest.raises(CongError) if fails else nullcontext():
+                await service.sample(call)
+        assert engine.closed_in == ["engine"]
+
+    run(main())
+
+
+def test_a_service_that_was_never_started_closes_its_engine_too(world: World) -> None:
+    engine = Troubled(make_engine(world))
+    facts = facts_of(pair(world), 100, DEFAULTS)
+    run(SampleService(engine, facts, ServiceConfig(may_store_prompts=False)).close())
+    assert len(engine.closed_in) == 1
 
 
 def num_threads() -> int:

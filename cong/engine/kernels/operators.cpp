@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "decoder.h"
+#include "drawing.h"
 
 namespace {
 
@@ -87,6 +88,37 @@ at::Tensor decoder_head(const at::Tensor& hidden, const at::Tensor& chosen, cons
   return logits;
 }
 
+// Token, size of the head set, log-prob under the mixture and under each network, float64 [rows, 3 + K].
+at::Tensor draw_tokens(const c10::List<at::Tensor>& logits, const at::Tensor& head_log_lambda, const at::Tensor& numbers,
+                       const at::Tensor& coordinates, const std::optional<at::Tensor>& seen,
+                       const std::optional<at::Tensor>& banned, const std::optional<at::Tensor>& exempt) {
+  const at::Tensor first = logits.get(0);
+  const int64_t num_rows = first.size(0), num_words = first.size(1), num_networks = logits.size();
+  TORCH_CHECK(numbers.is_contiguous() && coordinates.is_contiguous(), "numbers and coordinates are contiguous");
+  TORCH_CHECK(numbers.size(1) == cong::kWeights + num_networks, "one weight per network");
+  at::Tensor record = at::empty({num_rows, 3 + num_networks}, first.options().dtype(at::kDouble));
+  const float* lambdas = head_log_lambda.const_data_ptr<float>();
+  const float* rules = numbers.const_data_ptr<float>();
+  const int64_t* where = coordinates.const_data_ptr<int64_t>();
+  const cong::Flags is_seen(seen), is_banned(banned), is_exempt(exempt);
+  double* const to = record.data_ptr<double>();
+  by_type(first.scalar_type(), [&](auto zero) {
+    std::vector<cong::Logits<decltype(zero)>> networks;
+    for (const at::Tensor& each : logits) networks.emplace_back(each);
+#pragma omp parallel num_threads(at::get_num_threads())
+    {
+      static thread_local cong::Head head;
+#pragma omp for schedule(dynamic, 4)
+      for (int64_t row = 0; row < num_rows; ++row) {
+        const double number = cong::uniform(where[row], where[num_rows + row], where[2 * num_rows + row]);
+        cong::draw_row(networks, row, num_words, lambdas[row], rules + row * numbers.size(1), number, is_seen.row(row),
+                       is_banned.row(row), is_exempt.row(row), head, to + row * (3 + num_networks));
+      }
+    }
+  });
+  return record;
+}
+
 }  // namespace
 
 TORCH_LIBRARY(cong, library) {
@@ -98,10 +130,14 @@ TORCH_LIBRARY(cong, library) {
       "Tensor(c!) value_pool, Tensor places, Tensor sequences, Tensor positions, float scaling, int window, float eps) "
       "-> ()");
   library.def("decoder_head(Tensor hidden, Tensor chosen, Tensor norm, Tensor weight, Tensor? bias, float eps) -> Tensor");
+  library.def(
+      "draw_tokens(Tensor[] logits, Tensor head_log_lambda, Tensor numbers, Tensor coordinates, Tensor? seen, "
+      "Tensor? banned, Tensor? exempt) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(cong, CPU, library) {
   library.impl("paged_attention", &paged_attention);
   library.impl("decoder_layer", &decoder_layer);
   library.impl("decoder_head", &decoder_head);
+  library.impl("draw_tokens", &draw_tokens);
 }
