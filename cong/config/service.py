@@ -43,7 +43,7 @@ class ServiceConfig(Settings):
     max_samples: Count = 1024
     """Of one request, over all its prompts; also the texts of one scoring request."""
     max_waiting: Count = 4096
-    """Samples that may wait for a seat in the engine; beyond it requests are refused with the time to try again."""
+    """Samples that may wait while all seats of the engine are taken; beyond it the answer is when to try again."""
     max_concurrent_per_key: Count = 256
     """Requests of one key that are being served; without keys all callers count as one."""
     max_buffered_events: Count = 16_384

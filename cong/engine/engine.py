@@ -132,6 +132,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """Where the engine stands."""
         return EngineStats(
+            num_seats=self.max_running,
             num_running=len(self._scheduler.running),
             num_waiting=self._scheduler.num_waiting,
             num_blocks=self._pool.num_blocks,

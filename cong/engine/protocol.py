@@ -88,6 +88,8 @@ Event = TokenDrawn | SampleFinished | Rated
 class EngineStats:
     """Counters since the engine started, and gauges of this moment."""
 
+    num_seats: int = 0
+    """Sequences that one step can compute."""
     num_running: int = 0
     num_waiting: int = 0
     num_blocks: int = 0

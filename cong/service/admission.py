@@ -21,13 +21,13 @@ class Admission:
         self,
         max_waiting: int,
         max_concurrent_per_key: int,
-        num_running: Callable[[], int],
+        num_seats: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`num_running` tells how many samples have a seat in the engine; the others that are open wait."""
+        """`num_seats` tells how many samples the engine computes or could begin; the others that are open wait."""
         self._max_waiting = max_waiting
         self._max_concurrent_per_key = max_concurrent_per_key
-        self._num_running = num_running
+        self._num_seats = num_seats
         self._clock = clock
         self._calls: Counter[str] = Counter()
         self._finished: deque[tuple[float, int]] = deque()
@@ -46,8 +46,8 @@ class Admission:
 
     @property
     def num_waiting(self) -> int:
-        """Samples without a seat, at most."""
-        return max(0, self.num_open - self._num_running())
+        """Samples for which there is no seat."""
+        return max(0, self.num_open - self._num_seats())
 
     def enter(self, caller: str, num_samples: int) -> None:
         """Let a request in, or say when to try again; each that is let in leaves once."""
@@ -64,7 +64,7 @@ class Admission:
             )
         if num_samples > self._max_waiting:
             raise InvalidRequest("num_samples", f"{num_samples} samples are asked for; {self._max_waiting} may wait")
-        excess = self.num_waiting + num_samples - self._max_waiting
+        excess = self.num_open + num_samples - self._num_seats() - self._max_waiting
         if excess > 0:
             raise Overloaded(
                 f"{self.num_waiting} samples wait, {num_samples} more are asked for, and {self._max_waiting} may; try "

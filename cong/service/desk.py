@@ -35,9 +35,7 @@ class Desk:
         self._stuck_after_s = config.stuck_after_s
         self._switchboard = Switchboard()
         self._thread = EngineThread(engine, self._switchboard.post, niceness=config.engine_niceness, clock=clock)
-        self._admission = Admission(
-            config.max_waiting, config.max_concurrent_per_key, lambda: self.stats.num_running, clock
-        )
+        self._admission = Admission(config.max_waiting, config.max_concurrent_per_key, self._usable_seats, clock)
         self._visits: set[Visit] = set()
         self._is_started = self._is_closing = False
         self.quiet = asyncio.Event()
@@ -72,6 +70,11 @@ class Desk:
         """The engine's, as of its last step."""
         return self._thread.stats
 
+    def _usable_seats(self) -> int:
+        """All of the engine, unless samples wait there: then memory may hold no more than those that run."""
+        stats = self.stats
+        return stats.num_running if stats.num_waiting else max(stats.num_running, stats.num_seats)
+
     @property
     def num_calls(self) -> int:
         """Requests that have come in and not gone out."""
@@ -94,7 +97,7 @@ class Desk:
         return HealthReply(
             status=status,
             num_running=self.stats.num_running,
-            num_waiting=self._admission.num_waiting,
+            num_waiting=max(0, self._admission.num_open - self.stats.num_running),
             num_steps=self._thread.num_steps,
             uptime_s=self._clock() - self._started_s,
         )

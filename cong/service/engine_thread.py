@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cong.engine import EngineProtocol, EngineStats, Event, Generate, Rate
+from cong.engine import EngineProtocol, Event, Generate, Rate
 from cong.errors import CongError
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class EngineThread:
         self._busy_since: float | None = None
         """When the step under way began; None while there is none."""
         self.num_steps = 0
-        self.stats = EngineStats()
+        self.stats = engine.stats()
         """As of the last step."""
         self.error: BaseException | None = None
         """What ended the thread before it was told to stop."""

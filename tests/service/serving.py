@@ -61,9 +61,9 @@ def pair(world: World) -> NetworkSet:
     return join_networks([load("aligned", 1), load("base", 2)])
 
 
-def make_engine(world: World) -> Engine:
+def make_engine(world: World, max_running: int = ENGINE.max_running) -> Engine:
     """An engine of that pair."""
-    return Engine(pair(world), ENGINE, writer="test")
+    return Engine(pair(world), ENGINE.model_copy(update={"max_running": max_running}), writer="test")
 
 
 def expected(world: World, call: SampleCall) -> list[SampleRecord]:

@@ -27,6 +27,21 @@ def test_the_time_to_come_again_follows_the_present_rate() -> None:
         admission.enter("a", 11)
 
 
+def test_free_seats_are_filled_before_anybody_waits() -> None:
+    num_seats = 6
+    admission = Admission(4, 100, lambda: num_seats)
+    for _ in range(10):
+        admission.enter("a", 1)
+    assert (admission.num_open, admission.num_waiting) == (10, 4)
+    with pytest.raises(Overloaded, match="4 samples wait, 1 more are asked for, and 4 may"):
+        admission.enter("a", 1)
+    num_seats = 3  # memory holds no more than these
+    admission.finish(3)
+    assert admission.num_waiting == 4
+    with pytest.raises(Overloaded):
+        admission.enter("a", 1)
+
+
 def test_what_was_refused_leaves_nothing_behind() -> None:
     admission = Admission(4, 2, lambda: 0)
     for _ in range(3):

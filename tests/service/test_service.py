@@ -260,16 +260,16 @@ def test_leaving_early_frees_the_seats(world: World) -> None:
 
 def test_too_many_are_told_when_to_come_again(world: World) -> None:
     async def ask() -> None:
-        engine = Troubled(make_engine(world))
+        engine = Troubled(make_engine(world, max_running=1))
         engine.may_go_on.clear()
         async with serving(world, engine, max_samples=4, max_waiting=4, max_concurrent_per_key=3) as service:
-            first = asyncio.ensure_future(service.sample(call(num_samples=4), "a"))
+            first = [asyncio.ensure_future(service.sample(call(num_samples=number), "a")) for number in (1, 4)]
             await asyncio.sleep(0)
             with pytest.raises(Overloaded, match="4 samples wait, 1 more are asked for, and 4 may") as caught:
                 await service.sample(call(), "b")
             assert 1.0 <= caught.value.retry_after_s <= 60.0
             engine.may_go_on.set()
-            await first
+            await asyncio.gather(*first)
             await service.sample(call(), "b")
 
             engine.may_go_on.clear()

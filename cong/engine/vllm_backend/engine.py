@@ -140,6 +140,7 @@ class VllmEngine:
         ledger = self._ledger
         num_running = min(ledger.num_running, len(self._sequences))
         return EngineStats(
+            num_seats=self.max_running,
             num_running=num_running,
             num_waiting=len(self._sequences) - num_running,
             num_blocks=self._num_blocks,

@@ -116,7 +116,7 @@ async def refused(hosted: Hosted, status: int, body: Any, path: str = "/sample",
 
 def test_each_refusal_has_its_status_its_field_and_its_time(world: World) -> None:
     async def main() -> None:
-        engine = Troubled(make_engine(world))
+        engine = Troubled(make_engine(world, max_running=1))
         async with hosting(world, engine, max_samples=4, max_waiting=4, max_total_tokens=60) as hosted:
             found = await refused(hosted, 422, {"prompt": "a", "parameters": {"top_p": 0}})
             assert (found.error.type, found.error.param) == ("invalid_request_error", "parameters.top_p")
@@ -133,15 +133,16 @@ def test_each_refusal_has_its_status_its_field_and_its_time(world: World) -> Non
             assert found.error.param == "num_samples"
 
             engine.may_go_on.clear()
-            running = asyncio.ensure_future(hosted.client.post("/sample", json={"prompt": "a", "num_samples": 4}))
-            await until(lambda: hosted.service.health().num_waiting == 4)
+            bodies = [{"prompt": "a", "num_samples": number} for number in (1, 4)]
+            both = asyncio.gather(*(hosted.client.post("/sample", json=body) for body in bodies))
+            await until(lambda: hosted.service.health().num_waiting == 5)
             for stream in ("none", "tokens"):
                 response = await hosted.client.post("/sample", json={"prompt": "a", "stream": stream})
                 assert response.status_code == 429
                 assert int(response.headers["retry-after"]) >= 1
                 assert response.json()["error"]["retry_after_s"] >= 1.0
             engine.may_go_on.set()
-            assert (await running).status_code == 200
+            assert [one.status_code for one in await both] == [200, 200]
             assert hosted.service.meter.value("cong_requests_refused_total", "overloaded") == 2
             assert hosted.service.meter.value("cong_requests_refused_total", "invalid_value") == 5
 
