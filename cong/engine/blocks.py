@@ -4,21 +4,28 @@ A block is a number. The same number means the same place in every network's poo
 construction. Knows nothing of tensors, networks or requests.
 """
 
+import hashlib
 import heapq
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
 
-PrefixKey = int
+PrefixKey = bytes
 """Names the tokens of a block and of all blocks before it."""
 
 
 def prefix_keys(token_ids: Ordered[int], block_size: int) -> list[PrefixKey]:
-    """One key per full block of a token sequence; equal keys mean equal tokens from the start."""
+    """One key per full block of a token sequence; equal keys mean equal tokens from the start.
+
+    Whoever chooses tokens must not be able to find others with the same key, and so read another's blocks: the keys
+    are a chain of cryptographic digests.
+    """
     keys: list[PrefixKey] = []
-    parent = 0
-    for start in range(0, len(token_ids) - block_size + 1, block_size):
-        parent = hash((parent, tuple(token_ids[start : start + block_size])))
+    parent = b""
+    tokens = array("q", token_ids)
+    for start in range(0, len(tokens) - block_size + 1, block_size):
+        parent = hashlib.sha256(parent + tokens[start : start + block_size].tobytes()).digest()
         keys.append(parent)
     return keys
 

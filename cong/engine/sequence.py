@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from cong.decoding import prompt_seed
+from cong.engine.blocks import PrefixKey
 from cong.engine.protocol import TokenRecord
 from cong.engine.text import TextStream
 from cong.schemas import FinishReason, SamplingParameters
@@ -29,7 +30,7 @@ class Sequence:
     """Prompt and completion."""
     records: list[TokenRecord] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
-    prefix_keys: list[int] = field(default_factory=list)
+    prefix_keys: list[PrefixKey] = field(default_factory=list)
     num_computed: int = 0
     """Tokens whose keys and values lie in the blocks."""
     is_running: bool = False

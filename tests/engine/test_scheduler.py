@@ -184,7 +184,7 @@ def test_a_long_queue_is_not_walked_in_every_step() -> None:
     looked_at = 0
     match = machine.pool.match
 
-    def counting(keys: list[int]) -> list[int]:
+    def counting(keys: list[bytes]) -> list[int]:
         nonlocal looked_at
         looked_at += 1
         return match(keys)
@@ -203,3 +203,10 @@ def test_prefix_keys_name_full_blocks_and_everything_before_them(size: int) -> N
     assert len(set(keys)) == len(keys)
     assert prefix_keys(tokens[: size * 2], size) == keys[:2]
     assert prefix_keys([0, *tokens[1:]], size)[-1] != keys[-1]
+
+
+def test_tokens_whose_python_hashes_are_equal_have_different_prefix_keys() -> None:
+    """The modulus of Python's hash of whole numbers is 2^61 - 1, so who chooses tokens can choose equal hashes."""
+    zeros, others = (0,) * 32, (2**61 - 1,) * 32
+    assert hash(zeros) == hash(others)
+    assert not set(prefix_keys(zeros, 16)) & set(prefix_keys(others, 16))

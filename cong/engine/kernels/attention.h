@@ -69,6 +69,13 @@ struct Pool {
   }
 };
 
+// Tells the processor that so many numbers are read soon.
+template <typename T>
+inline void fetch(const T* from, int64_t count) {
+  for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(T)); byte += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + byte);
+}
+
 // A tensor [S, heads, N, width] whose last dimension is contiguous.
 template <typename T>
 struct View {
@@ -95,12 +102,13 @@ inline void scores_of(const float* queries, const T* key, int64_t width, float* 
   for (int r = 0; r < R; ++r) scores[r * stride] = sum(sums[r]) + rest[r];
 }
 
-// mixed [width] += the values of `count` positions, each times its share.
+// mixed [width] += the values of `count` positions, each times its share; what lies at `next` is read soon.
 template <int V, typename T>
-inline void add_values(float* mixed, const float* shares, const T* values, int64_t count, int64_t width) {
+inline void add_values(float* mixed, const float* shares, const T* values, const T* next, int64_t count, int64_t width) {
   Vector sums[V];
   for (int v = 0; v < V; ++v) sums[v] = load(mixed + v * kLanes);
   for (int64_t i = 0; i < count; ++i) {
+    fetch(next + i * width, V * kLanes);
     const Vector share = splat(shares[i]);
     for (int v = 0; v < V; ++v) sums[v] += share * load(values + i * width + v * kLanes);
   }
@@ -142,8 +150,7 @@ struct Attention {
       const T* next = stop < end ? keys.block(blocks[stop / size], head) : values.block(blocks[start / size], head);
       for (; position < stop; ++position) {
         const int64_t slot = position % size * width;
-        for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(T)); byte += 64)
-          __builtin_prefetch(reinterpret_cast<const char*>(next + slot) + byte);
+        fetch(next + slot, width);
         float* to = scores.data() + position - start;
         int64_t q = 0;
         for (; q + 4 <= count; q += 4) scores_of<4>(wide.data() + q * width, block + slot, width, to + q * length, length);
@@ -160,9 +167,14 @@ struct Attention {
     mixed.assign(count * value_width, 0.0f);
     for (int64_t position = start; position < end;) {
       const int64_t stop = std::min(end, (position / size + 1) * size);
-      const T* block = values.block(blocks[position / size], head) + position % size * value_width;
+      const int64_t skipped = position % size * value_width;
+      const T* block = values.block(blocks[position / size], head) + skipped;
+      // The next head's keys lie behind this one's, and are mostly next.
+      const T* next = stop < end ? values.block(blocks[stop / size], head)
+                                 : keys.block(blocks[start / size], std::min(head + 1, keys.num_heads - 1));
       for (int64_t q = 0; q < count; ++q)
-        mix(mixed.data() + q * value_width, scores.data() + q * length + position - start, block, stop - position);
+        mix(mixed.data() + q * value_width, scores.data() + q * length + position - start, block,
+            q == 0 ? next + skipped : block, stop - position);
       position = stop;
     }
     for (int64_t q = 0; q < count; ++q) {
@@ -175,11 +187,11 @@ struct Attention {
   // The first position that a row at this one looks at.
   int64_t begin(int64_t position) const { return window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0; }
 
-  void mix(float* mixed, const float* shares, const T* block, int64_t count) const {
+  void mix(float* mixed, const float* shares, const T* block, const T* next, int64_t count) const {
     const int64_t width = values.width;
     int64_t d = 0;
-    for (; d + 4 * kLanes <= width; d += 4 * kLanes) add_values<4>(mixed + d, shares, block + d, count, width);
-    for (; d + kLanes <= width; d += kLanes) add_values<1>(mixed + d, shares, block + d, count, width);
+    for (; d + 4 * kLanes <= width; d += 4 * kLanes) add_values<4>(mixed + d, shares, block + d, next + d, count, width);
+    for (; d + kLanes <= width; d += kLanes) add_values<1>(mixed + d, shares, block + d, next + d, count, width);
     for (; d < width; ++d)
       for (int64_t i = 0; i < count; ++i) mixed[d] += shares[i] * widen(block[i * width + d]);
   }

@@ -1,7 +1,7 @@
 // Products of some rows with the weights of S networks, which stay in memory as torch holds them.
 //
-// A panel of a weight's columns is brought into the order of its use once, in the processor's cache, and then meets all
-// rows. Each sum runs through the depth in order, whatever rows are beside it.
+// A panel of a weight's columns meets all rows: where it lies if its lines are whole and float32, else brought into order
+// once, in the processor's cache. Each sum runs through the depth in order, whatever rows are beside it.
 
 #pragma once
 
@@ -165,14 +165,18 @@ class Ahead {
 
 // Adds to the sums of R rows [R, kPanel] what a stretch of the depth contributes.
 template <typename T, int R>
-void tile(const RowOf<T>* rows, int64_t row_stride, const float* weights, int64_t weight_stride, int64_t num_lines,
-          float* sums, bool is_first) {
+void tile(const RowOf<T>* rows, int64_t row_stride, const float* left, const float* right, int64_t weight_stride,
+          int64_t num_lines, float* sums, bool is_first) {
   Vector all[R][kVectors];
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < kVectors; ++v) all[r][v] = is_first ? Vector{} : load(sums + r * kPanel + v * kLanes);
-  for (int64_t line = 0; line < num_lines; ++line, weights += weight_stride, rows += Arithmetic<T>::kStep) {
+  for (int64_t line = 0; line < num_lines; ++line, rows += Arithmetic<T>::kStep) {
     Vector w[kVectors];
-    for (int v = 0; v < kVectors; ++v) w[v] = load(weights + v * kLanes);
+    for (int v = 0; v < kVectors / 2; ++v) {
+      w[v] = load(left + v * kLanes);
+      w[kVectors / 2 + v] = load(right + v * kLanes);
+    }
+    left += weight_stride, right += weight_stride;
     for (int r = 0; r < R; ++r) {
       const Vector x = Arithmetic<T>::splat_row(rows + r * row_stride);
       for (int v = 0; v < kVectors; ++v) all[r][v] = Arithmetic<T>::multiply(x, w[v], all[r][v]);
@@ -183,12 +187,12 @@ void tile(const RowOf<T>* rows, int64_t row_stride, const float* weights, int64_
 }
 
 template <typename T>
-void tiles(const RowOf<T>* rows, int64_t row_stride, int64_t num_rows, const float* weights, int64_t weight_stride,
-           int64_t num_lines, float* sums, bool is_first, Ahead (&ahead)[2]) {
+void tiles(const RowOf<T>* rows, int64_t row_stride, int64_t num_rows, const float* left, const float* right,
+           int64_t weight_stride, int64_t num_lines, float* sums, bool is_first, Ahead (&ahead)[2]) {
   const int64_t num_tiles = (num_rows + kRows - 1) / kRows;
   const int64_t share = (ahead[0].num_left() + num_tiles - 1) / std::max<int64_t>(1, num_tiles);
   const auto run = [&](auto count) {
-    tile<T, count()>(rows, row_stride, weights, weight_stride, num_lines, sums, is_first);
+    tile<T, count()>(rows, row_stride, left, right, weight_stride, num_lines, sums, is_first);
     rows += count() * row_stride, sums += count() * kPanel, num_rows -= count();
     for (Ahead& each : ahead) each.fetch(share);
   };
@@ -232,21 +236,26 @@ void multiply(const std::vector<Panel<T>>& panels, const RowOf<T>* rows, int64_t
     }
     const RowOf<T>* own = rows + (panel.network * num_rows + first_row) * depth;
     float* sums = room(sum_lines, count * kPanel);
-    // A few rows meet weights where they lie: packing them would be most of the work.
-    const bool is_direct = step == 1 && sizeof(T) == sizeof(float) && !panel.right && panel.width == kPanel &&
-                           left.out_stride == 1 && count <= 2 * kRows;
+    // Whole panels of float32 weights meet rows where they lie.
+    const Matrix<T>& other = panel.right ? *panel.right : left;
+    const bool is_full = panel.width == (panel.right ? kPanel / 2 : kPanel);
+    const bool is_direct = step == 1 && sizeof(T) == sizeof(float) && is_full && left.out_stride == 1 &&
+                           other.out_stride == 1 && left.in_stride == other.in_stride;
     for (int64_t start = 0; start < depth; start += kDepth) {
       const int64_t part = std::min(kDepth, depth - start), num_lines = part / step;
       if (is_direct) {
-        const T* from = left.data + panel.network * left.network_stride + start * left.in_stride + panel.first;
-        tiles<T>(own + start, depth, count, reinterpret_cast<const float*>(from), left.in_stride, num_lines, sums,
-                 start == 0, ahead);
+        const auto line = [&](const Matrix<T>& matrix) {
+          const T* from = matrix.data + panel.network * matrix.network_stride + start * matrix.in_stride + panel.first;
+          return reinterpret_cast<const float*>(from);
+        };
+        const float* more = panel.right ? line(other) : line(left) + kPanel / 2;
+        tiles<T>(own + start, depth, count, line(left), more, left.in_stride, num_lines, sums, start == 0, ahead);
         continue;
       }
       float* packed = room(packed_lines, num_lines * kPanel);
       pack(left, panel.network, start, part, panel.first, panel.width, packed);
       if (panel.right) pack(*panel.right, panel.network, start, part, panel.first, panel.width, packed + kPanel / 2);
-      tiles<T>(own + start, depth, count, packed, kPanel, num_lines, sums, start == 0, ahead);
+      tiles<T>(own + start, depth, count, packed, packed + kPanel / 2, kPanel, num_lines, sums, start == 0, ahead);
     }
     const auto add_bias = [&](const Matrix<T>& matrix, float* to) {
       const float* bias = matrix.bias + panel.network * matrix.width + panel.first;
