@@ -68,7 +68,9 @@ class Drawer:
             return [], None
         if self._has_kernel:
             record_BR = self._draw_on_cpu(rows, logits, banned_BV)
-            return _records(record_BR), record_BR[:, 0].long()
+            records = _records(record_BR)
+            is_told = all(record.head_size > 0 for record in records)  # unless logits are not numbers
+            return (records, record_BR[:, 0].long()) if is_told else ([], None)
         heads = find_heads_on_gpu(logits, rows.head_log_lambda_B)
         uniform_B = uniforms(*self._coordinates(rows, torch.device("cpu"))).to(self.device)
         record_BR = draw_on_gpu(heads, rows.numbers, uniform_B, self.vocab_size, rows.is_seen_BV, banned_BV)

@@ -1,5 +1,6 @@
 """Drawing by the compiled kernel against the plain rule: every kind of row, together and alone."""
 
+import math
 import random
 from typing import Any
 
@@ -63,7 +64,9 @@ def test_the_kernel_draws_what_the_plain_rule_draws(num_networks: int, dtype: to
     generator = torch.Generator().manual_seed(num_networks)
     for trial in range(20):
         # Slices of wider rows, as vLLM hands them over.
-        wide = (4.0 * torch.randn(ROWS, num_networks * (VOCAB + 5), generator=generator)).to(dtype)
+        wide = ((4.0, 0.3)[trial % 4 == 3] * torch.randn(ROWS, num_networks * (VOCAB + 5), generator=generator)).to(
+            dtype
+        )
         logits = [part[:, :VOCAB] for part in torch.split(wide, VOCAB + 5, dim=1)]
         ours, theirs = draw_both(logits, random_rules(random.Random(100 * num_networks + trial), num_networks), trial)
         assert ours[:, 0].tolist() == theirs.token_B.tolist()
@@ -106,3 +109,43 @@ def test_a_row_gets_the_same_numbers_alone_and_in_a_crowd() -> None:
         drawer = Drawer(VOCAB, CPU, has_kernel=True)
         sequence = Sequence("r", row, (5, 6, 7), parameters[row], frozenset(), 0)
         assert drawer.draw([sequence], [z[row : row + 1] for z in logits]) == [expected]
+
+
+def test_equal_tokens_are_taken_in_order_of_id() -> None:
+    """Flat logits: greedy takes the first, top-k the first k, and a draw walks ids upwards."""
+    load_kernel()
+    logits = (torch.zeros(3, 1000), torch.zeros(3, 1000))
+    parameters = [
+        SamplingParameters.contrastive(0.4, temperature=0.0),
+        SamplingParameters.contrastive(0.4, top_k=2, seed=5),
+        SamplingParameters.contrastive(0.4, top_p=0.25, seed=6),
+    ]
+    rules = stack_rules(parameters, 1000)
+    numbers = number_rules(parameters, 1000, None, CPU).numbers_BF
+    drawn = torch.stack(
+        [
+            torch.ops.cong.draw_tokens(
+                logits, rules.head_log_lambda_B, numbers, torch.tensor([[1] * 3, [2] * 3, [n] * 3]), None, None, None
+            )
+            for n in range(200)
+        ]
+    )
+    greedy, two, nucleus = drawn[:, :, 0].unbind(-1)
+    assert set(greedy.tolist()) == {0.0}
+    assert set(two.tolist()) == {0.0, 1.0}
+    assert 200 < nucleus.amax() < 250
+    torch.testing.assert_close(drawn[0, :, 2], torch.tensor([0.0, -math.log(2), -math.log(250)]).double())
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("network", [0, 1])
+def test_logits_that_are_no_numbers_are_told_by_an_empty_head_set(wrong: float, network: int) -> None:
+    load_kernel()
+    logits = torch.randn(2, 2, 500, generator=torch.Generator().manual_seed(0))
+    logits[network, 1, 77] = wrong
+    parameters = [SamplingParameters.contrastive(0.4, head_lambda=0.0)] * 2
+    numbers = number_rules(parameters, 500, None, CPU).numbers_BF
+    record_BR = torch.ops.cong.draw_tokens(
+        tuple(logits), torch.full((2,), -math.inf), numbers, torch.zeros(3, 2, dtype=torch.int64), None, None, None
+    )
+    assert record_BR[:, 1].tolist() == [500, 0]

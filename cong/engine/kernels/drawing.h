@@ -1,277 +1,314 @@
-// A token for every row of several networks' logits, by the rule of cong.decoding: the head set is found first, and all
-// that follows looks at it alone.
+// Drawing: K networks' logits of a row in, its token and what is recorded of it out.
 //
-// A row's numbers do not depend on what is drawn beside it. Knows numbers only, and nothing of sequences.
+// Says what `decode_step` of cong.decoding says, in the same order of float32 operations wherever a comparison hangs on
+// it. A row is read twice per network; all that follows looks at its head set alone. Knows nothing of models.
 
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
+#include <algorithm>
 #include <limits>
-#include <numeric>
 #include <vector>
 
 #include "vectors.h"
 
 namespace cong {
 
+constexpr int64_t kBlock = 256;  // tokens that are looked at, or passed over, together
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
-// Logits [rows, words] of one network; words lie side by side.
-template <typename T>
-struct Logits {
-  const T* data;
-  int64_t stride;
+typedef double EightWide __attribute__((vector_size(64)));
+typedef float EightNarrow __attribute__((vector_size(32), aligned(4)));
 
-  explicit Logits(const at::Tensor& logits) : data(logits.const_data_ptr<T>()), stride(logits.stride(0)) {
-    TORCH_CHECK(logits.dim() == 2 && logits.stride(1) == 1, "logits are [rows, words], and words lie side by side");
+inline float largest(Vector x) {
+  float most = x[0];
+  for (int64_t lane = 1; lane < kLanes; ++lane) most = std::max(most, x[lane]);
+  return most;
+}
+
+// The sum of exp(x - best) over some numbers, in double from block to block; NaN where one of them is.
+template <typename T>
+double sum_of_exponentials(const T* numbers, int64_t count, float best) {
+  double total = 0.0;
+  for (int64_t start = 0; start < count; start += kBlock) {
+    const int64_t stop = std::min(start + kBlock, count);
+    Vector sums{};
+    int64_t i = start;
+    for (; i + kLanes <= stop; i += kLanes) sums += exponential(load(numbers + i) - best);
+    float rest = 0.0f;
+    for (; i < stop; ++i) rest += exponential(widen(numbers[i]) - best);
+    total += static_cast<double>(sum(sums)) + rest;
   }
-  const T* row(int64_t number) const { return data + number * stride; }
+  return total;
+}
+
+// One row's rule, in the order in which cong.engine.heads numbers it.
+struct DrawRule {
+  static constexpr int64_t kNumbers = 6;
+  float floor, temperature, top_k, top_p, penalty, penalty_kind;
+  const float* weights;
+
+  explicit DrawRule(const float* numbers)
+      : floor(numbers[0]),
+        temperature(numbers[1]),
+        top_k(numbers[2]),
+        top_p(numbers[3]),
+        penalty(numbers[4]),
+        penalty_kind(numbers[5]),
+        weights(numbers + kNumbers) {}
+};
+constexpr float kAdditive = 0.0f, kReference = 2.0f;
+
+// What is asked of single tokens of a row; null where nothing is.
+struct Marks {
+  const bool *is_seen, *is_banned, *is_exempt;
 };
 
-// What turns logits into log-probabilities.
-struct Total {
-  float best, log_sum;
-
-  float logprob(float logit) const { return logit - best - log_sum; }
-};
-
-// Over numbers that `number(v)` gives, lane by lane, so that the compiler can use whole vectors.
-template <typename Numbers>
-float largest(int64_t count, const Numbers& number) {
-  const int64_t whole = count / kLanes * kLanes;
-  float lanes[kLanes], best = kNever;
-  std::fill_n(lanes, kLanes, kNever);
-  for (int64_t v = 0; v < whole; v += kLanes)
-    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = std::max(lanes[lane], number(v + lane));
-  for (int64_t v = whole; v < count; ++v) best = std::max(best, number(v));
-  for (const float lane : lanes) best = std::max(best, lane);
-  return best;
-}
-
-template <typename Numbers>
-float sum_of(int64_t count, const Numbers& number) {
-  const int64_t whole = count / kLanes * kLanes;
-  float lanes[kLanes] = {}, sum = 0.0f;
-  for (int64_t v = 0; v < whole; v += kLanes)
-    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += number(v + lane);
-  for (int64_t v = whole; v < count; ++v) sum += number(v);
-  for (const float lane : lanes) sum += lane;
-  return sum;
-}
-
-inline float probability(float logq) {
-  const float found = exponential(logq);
-  return logq < -87.0f ? 0.0f : found;
-}
-
-template <typename T>
-Total total_of(const T* logits, int64_t num_words) {
-  const float best = largest(num_words, [&](int64_t v) { return widen(logits[v]); });
-  const float sum = sum_of(num_words, [&](int64_t v) { return exponential(widen(logits[v]) - best); });
-  return {best, std::log(sum)};
-}
-
-// Of scores of which at least one is finite.
-inline void log_softmax(std::vector<float>& scores) {
-  const int64_t count = scores.size();
-  float* const own = scores.data();
-  const float best = largest(count, [&](int64_t h) { return own[h]; });
-  const float log_sum = std::log(sum_of(count, [&](int64_t h) { return probability(own[h] - best); }));
-  for (int64_t h = 0; h < count; ++h) own[h] = own[h] - best - log_sum;
-}
-
-// SplitMix64's output function (Steele, Lea, Flood 2014).
+// A random number in [0, 1) from a draw's coordinates: SplitMix64 (Steele, Lea, Flood 2014), as cong.decoding has it.
 inline uint64_t scramble(uint64_t value) {
   value += 0x9E3779B97F4A7C15u;
   value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9u;
   value = (value ^ (value >> 27)) * 0x94D049BB133111EBu;
   return value ^ (value >> 31);
 }
-
 inline double uniform(uint64_t seed, uint64_t sample_index, uint64_t position) {
   return static_cast<double>(scramble(scramble(scramble(seed) ^ sample_index) ^ position) >> 11) * 0x1p-53;
 }
 
-// A row's rule as `number_rules` lays it out: these, then the weights of the networks.
-enum Number { kFloor, kTemperature, kTopK, kTopP, kPenalty, kPenaltyRule, kWeights };
-enum PenaltyRule { kAdditive, kMultiplicative, kReference };
-
-// Flags [rows, words], or none.
-struct Flags {
-  const bool* data = nullptr;
-  int64_t stride = 0;
-
-  explicit Flags(const std::optional<at::Tensor>& flags) {
-    if (!flags) return;
-    TORCH_CHECK(flags->is_contiguous() && flags->scalar_type() == at::kBool, "flags are contiguous booleans");
-    data = flags->const_data_ptr<bool>();
-    stride = flags->size(1);
+// Draws for one row after the other; holds the room that a row needs.
+template <typename T>
+class RowDrawer {
+ public:
+  RowDrawer(int64_t num_networks, int64_t vocab_size) : num_networks_(num_networks), vocab_size_(vocab_size) {
+    best_.resize(num_networks), log_total_.resize(num_networks);
+    block_best_.resize((vocab_size + kBlock - 1) / kBlock);
+    ids_.resize(vocab_size), anchors_.resize(vocab_size);
+    scores_.resize(vocab_size + kLanes), masses_.resize(vocab_size + kLanes);
   }
-  const bool* row(int64_t number) const { return data ? data + number * stride : nullptr; }
+
+  // Writes token, size of the head set, log-prob under the mixture and under each network. The size is 0 where logits
+  // are not numbers: then nothing else is said.
+  void draw(const T* const* rows, float head_log_lambda, const DrawRule& rule, double random, const Marks& marks,
+            double* record) {
+    record[1] = 0.0;
+    for (int64_t k = 0; k < num_networks_; ++k) weigh(rows[k], k);
+    find_head(rows[0], head_log_lambda);
+    if (size_ == 0) return;
+    score(rows, rule, marks);
+    if (marks.is_seen) penalize(rows, rule, marks.is_seen);
+    if (marks.is_banned) ban(marks.is_banned);
+    int64_t chosen = first_of_best();
+    if (chosen == size_) return;
+    double mixture_logprob = 0.0;
+    if (rule.temperature != 0.0f) {
+      const float best = scores_[chosen] / rule.temperature;
+      const double total = spread(rule, best);
+      chosen = find(random * total);
+      mixture_logprob = scores_[chosen] / rule.temperature - best - static_cast<float>(std::log(total));
+    }
+    record[0] = ids_[chosen];
+    record[1] = static_cast<double>(size_);
+    record[2] = mixture_logprob;
+    for (int64_t k = 0; k < num_networks_; ++k) record[3 + k] = logprob(rows[k], k, ids_[chosen]);
+  }
+
+ private:
+  float logprob(const T* row, int64_t network, int64_t token) const {
+    return widen(row[token]) - best_[network] - log_total_[network];
+  }
+
+  // The largest logit of a row and the log of its sum of exponentials relative to it; the first network's by block.
+  void weigh(const T* row, int64_t network) {
+    float best = kNever;
+    for (int64_t start = 0; start < vocab_size_; start += kBlock) {
+      const int64_t stop = std::min(start + kBlock, vocab_size_);
+      Vector most = splat(widen(row[start]));
+      int64_t v = start;
+      for (; v + kLanes <= stop; v += kLanes) {
+        const Vector x = load(row + v);
+        most = x > most ? x : most;
+      }
+      float block_best = largest(most);
+      for (; v < stop; ++v) block_best = std::max(block_best, widen(row[v]));
+      if (network == 0) block_best_[start / kBlock] = block_best;
+      best = std::max(best, block_best);
+    }
+    best_[network] = best;
+    log_total_[network] = static_cast<float>(std::log(sum_of_exponentials(row, vocab_size_, best)));
+  }
+
+  void find_head(const T* row, float head_log_lambda) {
+    // As in the plain rule, both sides of the comparison are log-probabilities in float32.
+    const float best = best_[0], log_total = log_total_[0], threshold = head_log_lambda - log_total;
+    int64_t size = 0;
+    for (int64_t start = 0; start < vocab_size_; start += kBlock) {
+      if (!(block_best_[start / kBlock] - best - log_total >= threshold)) continue;
+      const int64_t stop = std::min(start + kBlock, vocab_size_);
+      for (int64_t v = start; v < stop; ++v) {
+        const float logprob = widen(row[v]) - best - log_total;
+        ids_[size] = static_cast<int32_t>(v);
+        anchors_[size] = logprob;
+        size += logprob >= threshold;
+      }
+    }
+    size_ = size;
+  }
+
+  void score(const T* const* rows, const DrawRule& rule, const Marks& marks) {
+    for (int64_t i = 0; i < size_; ++i) scores_[i] = rule.weights[0] * anchors_[i];
+    for (int64_t k = 1; k < num_networks_; ++k) {
+      const T* row = rows[k];
+      const float best = best_[k], log_total = log_total_[k];
+      const float weight = rule.weights[k], floor = rule.floor;
+      if (marks.is_exempt) {
+        for (int64_t i = 0; i < size_; ++i) {
+          const float other = marks.is_exempt[ids_[i]] ? anchors_[i] : widen(row[ids_[i]]) - best - log_total;
+          scores_[i] += weight * (other < floor ? floor : other);
+        }
+      } else {
+        for (int64_t i = 0; i < size_; ++i) {
+          const float other = widen(row[ids_[i]]) - best - log_total;
+          scores_[i] += weight * (other < floor ? floor : other);
+        }
+      }
+    }
+  }
+
+  // The constant by which the published code's scores lie above ours, see reference_shift of cong.decoding.contrast.
+  float shift(const T* const* rows, const DrawRule& rule) const {
+    float shift = 0.0f;
+    for (int64_t k = 1; k < num_networks_; ++k) {
+      double inside = 0.0;
+      for (int64_t i = 0; i < size_; ++i) inside += std::exp(logprob(rows[k], k, ids_[i]));
+      const double outside = static_cast<double>(vocab_size_ - size_) * 0.99900049983337499;  // e^-0.001
+      shift -= rule.weights[k] * static_cast<float>(std::log(inside + outside));
+    }
+    return shift;
+  }
+
+  void penalize(const T* const* rows, const DrawRule& rule, const bool* is_seen) {
+    const float penalty = rule.penalty;
+    if (rule.penalty_kind == kAdditive) {
+      const float log_penalty = std::log(penalty);
+      for (int64_t i = 0; i < size_; ++i) scores_[i] -= is_seen[ids_[i]] ? log_penalty : 0.0f;
+      return;
+    }
+    const float added = rule.penalty_kind == kReference ? shift(rows, rule) : 0.0f;
+    for (int64_t i = 0; i < size_; ++i) {
+      const float shifted = scores_[i] + added, multiplied = shifted > 0.0f ? shifted / penalty : shifted * penalty;
+      scores_[i] = is_seen[ids_[i]] ? multiplied : shifted;
+    }
+  }
+
+  // Banned tokens are not drawn, unless the head set holds nothing else.
+  void ban(const bool* is_banned) {
+    bool is_any_left = false;
+    for (int64_t i = 0; i < size_; ++i) is_any_left |= !is_banned[ids_[i]] && scores_[i] > kNever;
+    for (int64_t i = 0; is_any_left && i < size_; ++i)
+      if (is_banned[ids_[i]]) scores_[i] = kNever;
+  }
+
+  // The place of the largest score, of equal ones the first; the end where one is not a number.
+  int64_t first_of_best() const {
+    Vector most = splat(kNever), all{};
+    int64_t i = 0;
+    for (; i + kLanes <= size_; i += kLanes) {
+      const Vector x = load(scores_.data() + i);
+      most = x > most ? x : most;
+      all += x * 0.0f;  // not a number where x is none, or infinite
+    }
+    float best = largest(most), rest = sum(all);
+    for (; i < size_; ++i) {
+      best = std::max(best, scores_[i]);
+      rest += scores_[i] * 0.0f;
+    }
+    const auto is_wrong = [](float x) { return std::isnan(x); };
+    if (std::isnan(rest) && std::any_of(scores_.begin(), scores_.begin() + size_, is_wrong)) return size_;
+    return std::find(scores_.begin(), scores_.begin() + size_, best) - scores_.begin();
+  }
+
+  // Masses after temperature, top-k and top-p, relative to the best token's, and their sum.
+  double spread(const DrawRule& rule, float best) {
+    for (int64_t i = 0; i < size_; i += kLanes) {  // the room ends with a whole vector
+      const Vector relative = load(scores_.data() + i) / rule.temperature - best;
+      store(masses_.data() + i, relative < -87.0f ? Vector{} : exponential(relative));
+    }
+    if (rule.top_k < static_cast<float>(size_) || rule.top_p < 1.0f) cut(rule);
+    block_masses_.clear();
+    double total = 0.0;
+    for (int64_t start = 0; start < size_; start += kBlock) {
+      block_masses_.push_back(sum_of(start, std::min(start + kBlock, size_)));
+      total += block_masses_.back();
+    }
+    return total;
+  }
+
+  double sum_of(int64_t start, int64_t stop) const {
+    EightWide sums{};
+    int64_t i = start;
+    for (; i + 8 <= stop; i += 8)
+      sums += __builtin_convertvector(*reinterpret_cast<const EightNarrow*>(masses_.data() + i), EightWide);
+    double total = ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+    for (; i < stop; ++i) total += masses_[i];
+    return total;
+  }
+
+  // Top-k, then top-p of what is left; of equal masses the lower id comes first. Only as many as are kept are sorted.
+  void cut(const DrawRule& rule) {
+    order_.clear();
+    for (int64_t i = 0; i < size_; ++i)
+      if (masses_[i] > 0.0f) order_.push_back(static_cast<int32_t>(i));
+    const auto is_before = [this](int32_t a, int32_t b) {
+      return masses_[a] > masses_[b] || (masses_[a] == masses_[b] && a < b);
+    };
+    int64_t num_kept = order_.size();
+    if (rule.top_k < static_cast<float>(num_kept)) {
+      num_kept = static_cast<int64_t>(rule.top_k);
+      std::nth_element(order_.begin(), order_.begin() + num_kept, order_.end(), is_before);
+    }
+    if (rule.top_p < 1.0f) {
+      double total = 0.0, before = 0.0;
+      for (int64_t n = 0; n < num_kept; ++n) total += masses_[order_[n]];
+      const double limit = static_cast<double>(rule.top_p) * total;
+      int64_t num_sorted = 0, kept = 0;
+      for (; kept < num_kept && before < limit; before += masses_[order_[kept++]]) {
+        if (kept < num_sorted) continue;
+        const int64_t stop = std::min(num_kept, num_sorted + std::max<int64_t>(64, num_sorted));
+        const auto begin = order_.begin() + num_sorted, end = order_.begin() + num_kept;
+        if (stop < num_kept) std::nth_element(begin, order_.begin() + stop, end, is_before);
+        std::sort(begin, order_.begin() + stop, is_before);
+        num_sorted = stop;
+      }
+      num_kept = kept;
+    }
+    for (int64_t n = num_kept; n < static_cast<int64_t>(order_.size()); ++n) masses_[order_[n]] = 0.0f;
+  }
+
+  // The first place at which the masses, walking ids upwards, exceed the target.
+  int64_t find(double target) const {
+    double before = 0.0;
+    int64_t last = 0;
+    for (int64_t start = 0; start < size_; start += kBlock) {
+      const double mass = block_masses_[start / kBlock];
+      const bool is_last = start + kBlock >= size_;
+      if (before + mass > target || is_last) {
+        double cumulative = before;
+        for (int64_t i = start; i < std::min(start + kBlock, size_); ++i) {
+          cumulative += masses_[i];
+          if (masses_[i] > 0.0f && cumulative > target) return i;
+        }
+      }
+      before += mass;
+    }
+    // Rounding may leave the target at the very total; the token that completes it is meant then.
+    for (int64_t i = 0; i < size_; ++i)
+      if (masses_[i] > 0.0f) last = i;
+    return last;
+  }
+
+  int64_t num_networks_, vocab_size_, size_ = 0;
+  std::vector<float> best_, log_total_, block_best_, anchors_, scores_, masses_;
+  std::vector<double> block_masses_;
+  std::vector<int32_t> ids_, order_;
 };
-
-// Keeps of the head set, by ascending id, what top-k and top-p keep; of equal ones the lower ids.
-inline void keep_top(std::vector<float>& logq, float top_k, double top_p) {
-  static thread_local std::vector<int32_t> order;
-  static thread_local std::vector<float> prob;
-  order.clear(), prob.resize(logq.size());
-  for (size_t h = 0; h < logq.size(); ++h) {
-    prob[h] = probability(logq[h]);
-    if (prob[h] > 0.0f) order.push_back(static_cast<int32_t>(h));
-  }
-  const auto is_before = [&](int32_t a, int32_t b) { return prob[a] > prob[b] || (prob[a] == prob[b] && a < b); };
-  const size_t num_best = std::min(order.size(), static_cast<size_t>(top_k));
-  std::partial_sort(order.begin(), order.begin() + num_best, order.end(), is_before);
-  double total = 0.0, mass = 0.0;
-  for (size_t i = 0; i < num_best; ++i) total += prob[order[i]];
-  size_t num_kept = 0;
-  for (; num_kept < num_best; ++num_kept) {
-    const double through = mass + prob[order[num_kept]];
-    if (top_p < 1.0 && through - prob[order[num_kept]] >= top_p * total) break;
-    mass = through;
-  }
-  for (const int32_t h : order) prob[h] = 0.0f;
-  for (size_t i = 0; i < num_kept; ++i) prob[order[i]] = 1.0f;
-  for (size_t h = 0; h < logq.size(); ++h)
-    if (prob[h] == 0.0f) logq[h] = kNever;
-  log_softmax(logq);
-}
-
-// A row's room, kept by its thread.
-struct Head {
-  std::vector<int32_t> ids;
-  std::vector<float> anchor, other, scores, logq, prob;
-  std::vector<double> sums;
-  std::vector<Total> totals;
-
-  void resize(size_t size) {
-    for (std::vector<float>* each : {&anchor, &other, &scores, &logq, &prob}) each->resize(size);
-  }
-};
-
-// Log-probabilities of some words.
-template <typename T>
-void pick(const T* logits, Total total, const std::vector<int32_t>& ids, float* to) {
-  const int64_t size = ids.size();
-  for (int64_t h = 0; h < size; ++h) to[h] = widen(logits[ids[h]]);
-  for (int64_t h = 0; h < size; ++h) to[h] = total.logprob(to[h]);
-}
-
-constexpr int64_t kPart = 256;
-
-// The first of these, walking upwards, through which their sum exceeds `share` of all of it. Parts whose sum does not
-// reach so far are passed over.
-inline int64_t walk(const float* prob, int64_t size, double share, std::vector<double>& sums) {
-  sums.clear();
-  double total = 0.0;
-  for (int64_t start = 0; start < size; start += kPart) {
-    double lanes[kLanes] = {}, sum = 0.0;
-    const int64_t stop = std::min(start + kPart, size), whole = start + (stop - start) / kLanes * kLanes;
-    for (int64_t h = start; h < whole; h += kLanes)
-      for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += prob[h + lane];
-    for (int64_t h = whole; h < stop; ++h) sum += prob[h];
-    for (const double lane : lanes) sum += lane;
-    sums.push_back(total);
-    total += sum;
-  }
-  const double target = share * total;
-  int64_t part = sums.size() - 1;
-  while (part > 0 && sums[part] > target) --part;
-  int64_t last = 0;
-  double sum = sums[part];
-  for (int64_t h = part * kPart; h < size; ++h) {
-    sum += prob[h];
-    if (sum > target) return h;
-  }
-  // Rounding has left the target at the very total; the token that completes it is meant.
-  for (int64_t h = 0; h < size; ++h)
-    if (prob[h] > 0.0f) last = h;
-  return last;
-}
-
-// Ids of the words with at least this log-probability, ascending.
-template <typename T>
-void find(const T* logits, int64_t num_words, Total total, float threshold, std::vector<int32_t>& ids) {
-  ids.resize(num_words);
-  int32_t* const to = ids.data();
-  int64_t size = 0;
-  for (int64_t v = 0; v < num_words; v += kLanes) {
-    const int64_t stop = std::min(v + kLanes, num_words);
-    if (total.logprob(largest(stop - v, [&](int64_t i) { return widen(logits[v + i]); })) < threshold) continue;
-    for (int64_t word = v; word < stop; ++word) {
-      to[size] = static_cast<int32_t>(word);  // without a branch, which nobody could foresee
-      size += total.logprob(widen(logits[word])) >= threshold;
-    }
-  }
-  ids.resize(size);
-}
-
-template <typename T>
-void draw_row(const std::vector<Logits<T>>& logits, int64_t row, int64_t num_words, float head_log_lambda,
-              const float* numbers, double uniform_number, const bool* is_seen, const bool* is_banned,
-              const bool* is_exempt, Head& head, double* record) {
-  const size_t num_networks = logits.size();
-  head.totals.clear();
-  for (const Logits<T>& each : logits) head.totals.push_back(total_of(each.row(row), num_words));
-  const T* const anchor = logits[0].row(row);
-  const Total of_anchor = head.totals[0];
-  // As in the plain rule, both sides of the comparison are log-probabilities in float32.
-  find(anchor, num_words, of_anchor, of_anchor.logprob(of_anchor.best) + head_log_lambda, head.ids);
-  const int64_t size = head.ids.size();
-  head.resize(size);
-  const int32_t* const ids = head.ids.data();
-  float *__restrict const own = head.anchor.data(), *__restrict const other = head.other.data();
-  float *__restrict const scores = head.scores.data(), *__restrict const logq = head.logq.data();
-  const float own_weight = numbers[kWeights], temperature = numbers[kTemperature], floor = numbers[kFloor];
-  pick(anchor, of_anchor, head.ids, own);
-  for (int64_t h = 0; h < size; ++h) scores[h] = own_weight * own[h];
-  float shift = 0.0f;
-  for (size_t k = 1; k < num_networks; ++k) {
-    const float weight = numbers[kWeights + k];
-    pick(logits[k].row(row), head.totals[k], head.ids, other);
-    if (is_seen) {
-      const float inside = sum_of(size, [&](int64_t h) { return probability(other[h]); });
-      shift -= weight * std::log(inside + static_cast<float>(num_words - size) * 0.99900049983337499f);  // e ** -0.001
-    }
-    for (int64_t h = 0; is_exempt && h < size; ++h)
-      if (is_exempt[ids[h]]) other[h] = own[h];
-    for (int64_t h = 0; h < size; ++h) scores[h] += weight * std::max(other[h], floor);
-  }
-  if (is_seen) {
-    const float penalty = numbers[kPenalty], rule = numbers[kPenaltyRule];
-    for (int64_t h = 0; h < size; ++h) {
-      const float shifted = scores[h] + (rule == kReference ? shift : 0.0f);
-      if (!is_seen[ids[h]])
-        scores[h] = shifted;
-      else if (rule == kAdditive)
-        scores[h] -= std::log(penalty);
-      else
-        scores[h] = shifted > 0.0f ? shifted / penalty : shifted * penalty;
-    }
-  }
-  if (is_banned) {
-    if (std::any_of(ids, ids + size, [&](int32_t word) { return !is_banned[word]; }))
-      for (int64_t h = 0; h < size; ++h)
-        if (is_banned[ids[h]]) scores[h] = kNever;
-  }
-
-  int64_t chosen = 0;
-  if (temperature == 0.0f) {
-    chosen = std::max_element(scores, scores + size) - scores;
-    logq[chosen] = 0.0f;
-  } else {
-    for (int64_t h = 0; h < size; ++h) logq[h] = scores[h] / temperature;
-    log_softmax(head.logq);
-    if (numbers[kTopK] < static_cast<float>(num_words) || numbers[kTopP] < 1.0f)
-      keep_top(head.logq, numbers[kTopK], numbers[kTopP]);
-    float* __restrict const prob = head.prob.data();
-    for (int64_t h = 0; h < size; ++h) prob[h] = probability(logq[h]);
-    chosen = walk(prob, size, uniform_number, head.sums);
-  }
-  const int32_t word = ids[chosen];
-  record[0] = word, record[1] = static_cast<double>(size), record[2] = logq[chosen];
-  for (size_t k = 0; k < num_networks; ++k) record[3 + k] = head.totals[k].logprob(widen(logits[k].row(row)[word]));
-}
 
 }  // namespace cong

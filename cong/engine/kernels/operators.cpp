@@ -88,31 +88,46 @@ at::Tensor decoder_head(const at::Tensor& hidden, const at::Tensor& chosen, cons
   return logits;
 }
 
-// Token, size of the head set, log-prob under the mixture and under each network, float64 [rows, 3 + K].
-at::Tensor draw_tokens(const c10::List<at::Tensor>& logits, const at::Tensor& head_log_lambda, const at::Tensor& numbers,
+// Token, size of the head set, log-prob under the mixture and under each network, float64 [rows, 3 + K]; a size of 0 says
+// that logits are not numbers, and then nothing else is said. `coordinates` are seeds, sample indices and positions.
+at::Tensor draw_tokens(at::TensorList logits, const at::Tensor& head_log_lambda, const at::Tensor& numbers,
                        const at::Tensor& coordinates, const std::optional<at::Tensor>& seen,
                        const std::optional<at::Tensor>& banned, const std::optional<at::Tensor>& exempt) {
-  const at::Tensor first = logits.get(0);
-  const int64_t num_rows = first.size(0), num_words = first.size(1), num_networks = logits.size();
-  TORCH_CHECK(numbers.is_contiguous() && coordinates.is_contiguous(), "numbers and coordinates are contiguous");
-  TORCH_CHECK(numbers.size(1) == cong::kWeights + num_networks, "one weight per network");
-  at::Tensor record = at::empty({num_rows, 3 + num_networks}, first.options().dtype(at::kDouble));
-  const float* lambdas = head_log_lambda.const_data_ptr<float>();
-  const float* rules = numbers.const_data_ptr<float>();
+  const int64_t num_networks = logits.size(), num_rows = logits[0].size(0), num_words = logits[0].size(1);
+  const int64_t num_numbers = cong::DrawRule::kNumbers + num_networks;
+  for (const at::Tensor& each : logits) {
+    TORCH_CHECK(each.scalar_type() == logits[0].scalar_type() && each.stride(1) == 1, "words lie side by side");
+    TORCH_CHECK(each.size(0) == num_rows && each.size(1) == num_words, "all networks have the same rows and words");
+  }
+  for (const at::Tensor& each : {head_log_lambda, numbers, coordinates})
+    TORCH_CHECK(each.is_contiguous(), "thresholds, numbers and coordinates are contiguous");
+  TORCH_CHECK(head_log_lambda.size(0) == num_rows && numbers.size(0) == num_rows, "one threshold and rule per row");
+  TORCH_CHECK(numbers.size(1) == num_numbers, "a rule has ", cong::DrawRule::kNumbers, " numbers and one weight per network");
+  TORCH_CHECK(coordinates.size(0) == 3 && coordinates.size(1) == num_rows, "three coordinates per row");
+  const auto flags_of = [&](const std::optional<at::Tensor>& flags) -> const bool* {
+    TORCH_CHECK(!flags || (flags->is_contiguous() && flags->size(0) == num_rows && flags->size(1) == num_words),
+                "flags are contiguous, one per row and word");
+    return flags ? flags->const_data_ptr<bool>() : nullptr;
+  };
+  const bool *is_seen = flags_of(seen), *is_banned = flags_of(banned), *is_exempt = flags_of(exempt);
+  const float *lambdas = head_log_lambda.const_data_ptr<float>(), *rules = numbers.const_data_ptr<float>();
   const int64_t* where = coordinates.const_data_ptr<int64_t>();
-  const cong::Flags is_seen(seen), is_banned(banned), is_exempt(exempt);
+  at::Tensor record = at::empty({num_rows, 3 + num_networks}, logits[0].options().dtype(at::kDouble));
   double* const to = record.data_ptr<double>();
-  by_type(first.scalar_type(), [&](auto zero) {
-    std::vector<cong::Logits<decltype(zero)>> networks;
-    for (const at::Tensor& each : logits) networks.emplace_back(each);
+  by_type(logits[0].scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
 #pragma omp parallel num_threads(at::get_num_threads())
     {
-      static thread_local cong::Head head;
-#pragma omp for schedule(dynamic, 4)
+      cong::RowDrawer<T> drawer(num_networks, num_words);
+      std::vector<const T*> rows(num_networks);
+#pragma omp for schedule(dynamic)
       for (int64_t row = 0; row < num_rows; ++row) {
+        for (int64_t k = 0; k < num_networks; ++k) rows[k] = logits[k].const_data_ptr<T>() + row * logits[k].stride(0);
+        const auto of_row = [&](const bool* flags) { return flags ? flags + row * num_words : nullptr; };
+        const cong::Marks marks{of_row(is_seen), of_row(is_banned), of_row(is_exempt)};
         const double number = cong::uniform(where[row], where[num_rows + row], where[2 * num_rows + row]);
-        cong::draw_row(networks, row, num_words, lambdas[row], rules + row * numbers.size(1), number, is_seen.row(row),
-                       is_banned.row(row), is_exempt.row(row), head, to + row * (3 + num_networks));
+        const cong::DrawRule rule(rules + row * num_numbers);
+        drawer.draw(rows.data(), lambdas[row], rule, number, marks, to + row * (3 + num_networks));
       }
     }
   });

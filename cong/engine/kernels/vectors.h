@@ -55,7 +55,7 @@ inline float sum(Vector x) {
 }
 
 // exp to about 1e-7 relative: 2^n times a polynomial on [-ln2/2, ln2/2]; below -87 it stays at about 1e-38.
-inline float exponential(float x) {
+[[gnu::always_inline]] inline float exponential(float x) {
   x = std::min(std::max(x, -87.0f), 88.0f);
   const float n = std::nearbyint(x * 1.44269504088896341f);
   float r = x - n * 0.693359375f;
@@ -71,6 +71,24 @@ inline float exponential(float x) {
   float power;
   std::memcpy(&power, &bits, sizeof power);
   return p * power;
+}
+
+// The same of every lane; the sum with 1.5 * 2^23 leaves the nearest whole number.
+[[gnu::always_inline]] inline Vector exponential(Vector x) {
+  x = x < -87.0f ? splat(-87.0f) : x;
+  x = x > 88.0f ? splat(88.0f) : x;
+  const Vector n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
+  Vector r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  Vector p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  typedef int32_t Whole __attribute__((vector_size(kLanes * 4)));
+  return p * reinterpret_cast<Vector>((__builtin_convertvector(n, Whole) + 127) << 23);
 }
 
 template <typename T>
