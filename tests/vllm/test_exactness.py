@@ -71,7 +71,8 @@ def test_different_widths_and_architectures_run_in_lockstep(world: VllmWorld) ->
     expect_reference(serve(world.engine(*folders), requests), requests, world.oracle(*folders))
 
 
-def test_a_seeded_draw_is_that_of_our_engine(world: VllmWorld) -> None:
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+def test_a_seeded_draw_is_that_of_our_engine_with_and_without_our_kernels(world: VllmWorld, kernel: str) -> None:
     folders = world.folder("llama", 1), world.folder("llama", 2)
     generator = random.Random(12)
     requests = [
@@ -91,7 +92,8 @@ def test_a_seeded_draw_is_that_of_our_engine(world: VllmWorld) -> None:
         for number, request in enumerate(requests)
     ]
     ours = serve(Engine(world.networks(*folders), OURS), requests)
-    assert tokens_of(serve(world.engine(*folders), requests, seed=1)) == tokens_of(ours)
+    changes = {} if kernel == "auto" else {"kernel": kernel}
+    assert tokens_of(serve(world.engine(*folders, **changes), requests, seed=1)) == tokens_of(ours)
 
 
 def test_records_differ_from_our_engines_only_in_who_computed_and_when(world: VllmWorld) -> None:

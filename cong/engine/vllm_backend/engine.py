@@ -61,6 +61,7 @@ class VllmEngine:
         self._sequences: dict[str, Sequence] = {}
         """By the id under which vLLM knows the sample."""
         self._num_named = 0
+        self._is_closed = False
         self._counts: Counter[str] = Counter()
         self._seconds = {"step": 0.0, "commit": 0.0}
 
@@ -155,8 +156,10 @@ class VllmEngine:
         )
 
     def close(self) -> None:
-        """Stop vLLM's processes and free what it holds."""
-        self._llm.engine_core.shutdown()
+        """Stop vLLM's processes and free what it holds; a second time does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._llm.engine_core.shutdown()
 
     def _add(self, sequence: Sequence, prompt_token_ids: tuple[int, ...], wish: Wish, options: dict[str, Any]) -> None:
         self._num_named += 1
@@ -294,7 +297,7 @@ def _start(networks: NetworkSet, config: EngineConfig, ledger: _Ledger) -> LLMEn
         vllm_config = arguments.create_engine_config()
         require_known_runner(is_v2=vllm_config.use_v2_model_runner)
         llm = LLMEngine.from_vllm_config(vllm_config, stat_loggers=[ledger])
-        llm.collective_rpc("draw_by_mixing", args=(len(networks.networks), networks.shared_vocab_size))
+        llm.collective_rpc("draw_by_mixing", args=(len(networks.networks), networks.shared_vocab_size, config.kernel))
     except (ValueError, RuntimeError, NotImplementedError) as error:
         roles = ", ".join(f"{n.name} ({n.architecture.model_type})" for n in networks.networks)
         raise ModelError(f"vLLM {vllm.__version__} does not start with {roles} as one model: {error}") from error

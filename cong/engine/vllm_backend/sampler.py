@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 
+from cong.config.engine import KernelChoice
 from cong.decoding import logprobs
 from cong.engine.drawing import Drawer
+from cong.engine.kernel import has_kernel
 from cong.engine.protocol import TokenRecord
 from cong.engine.scheduler import Chunk
 from cong.engine.sequence import Sequence
@@ -23,7 +25,7 @@ from cong.engine.vllm_backend.versions import TESTED_VERSIONS
 from cong.engine.vllm_backend.wishes import ARGUMENT, Wish
 from cong.errors import ConfigError
 
-_NEEDED = ("sampler", "input_batch", "requests", "discard_request_mask", "device")
+_NEEDED = ("sampler", "input_batch", "requests", "discard_request_mask", "device", "dtype")
 
 
 class MixingWorker:
@@ -31,7 +33,7 @@ class MixingWorker:
 
     model_runner: Any
 
-    def draw_by_mixing(self, num_networks: int, vocab_size: int) -> None:
+    def draw_by_mixing(self, num_networks: int, vocab_size: int, kernel: KernelChoice) -> None:
         """Give the worker's model runner our sampler."""
         runner = self.model_runner
         missing = [name for name in _NEEDED if not hasattr(runner, name)]
@@ -40,7 +42,10 @@ class MixingWorker:
                 f"vLLM's model runner {type(runner).__qualname__} has no {', '.join(missing) or 'gather_logprobs'}; "
                 f"the vLLM back end was tested with vLLM {', '.join(TESTED_VERSIONS)}: install one of these"
             )
-        runner.sampler = MixingSampler(runner, num_networks, vocab_size)
+        has_cpu_kernel = runner.device.type == "cpu" and has_kernel(kernel, runner.device, runner.dtype)
+        runner.sampler = MixingSampler(
+            runner, Drawer(vocab_size, runner.device, has_kernel=has_cpu_kernel), num_networks
+        )
 
 
 class MixingSampler:
@@ -48,11 +53,11 @@ class MixingSampler:
 
     logprobs_mode = "raw_logprobs"
 
-    def __init__(self, runner: Any, num_networks: int, vocab_size: int) -> None:
+    def __init__(self, runner: Any, drawer: Drawer, num_networks: int) -> None:
         self._runner = runner
         self._num_networks = num_networks
-        self._vocab_size = vocab_size
-        self._drawer = Drawer(vocab_size, runner.device)
+        self._vocab_size = drawer.vocab_size
+        self._drawer = drawer
         self._sequences: dict[str, Sequence] = {}
         """By vLLM's id of the request."""
 
