@@ -153,22 +153,22 @@ def bodies(work: Work, number: int, form: str = "none") -> list[bytes]:
     ]
 
 
-def service_tokens_per_s(running: Running, work: Work, number: int, form: str = "none") -> float:
-    """The whole work by the service, with as many clients as there are sequences."""
-    seconds, outcomes = asyncio.run(keep_busy(running.target, bodies(work, number, form), work.num_sequences))
+def service_tokens_per_s(running: Running, work: Work, number: int, num_clients: int, form: str = "none") -> float:
+    """The whole work by the service, with so many clients."""
+    seconds, outcomes = asyncio.run(keep_busy(running.target, bodies(work, number, form), num_clients))
     assert all(one.is_complete for one in outcomes), summarise(outcomes, seconds)
     return work.num_drawn / seconds
 
 
 def throughput(engine: Engine, running: Running, options: argparse.Namespace) -> dict[str, Any]:
     """Tokens per second with 64 at a time: engine alone, documents, streams of tokens, in turn."""
-    work = Work(options.clients, options.prompt_tokens, options.new_tokens)
+    work = Work(options.clients * options.turns, options.prompt_tokens, options.new_tokens)
     rates: dict[str, list[float]] = {"engine alone": [], "documents": [], "streams of tokens": []}
     for number in range(options.rounds + 1):
         found = {
             "engine alone": engine_tokens_per_s(engine, work, number),
-            "documents": service_tokens_per_s(running, work, 1000 + number),
-            "streams of tokens": service_tokens_per_s(running, work, 2000 + number, "tokens"),
+            "documents": service_tokens_per_s(running, work, 1000 + number, options.clients),
+            "streams of tokens": service_tokens_per_s(running, work, 2000 + number, options.clients, "tokens"),
         }
         if number:  # the first round warms up
             for name, rate in found.items():
@@ -192,8 +192,8 @@ def cost(engine: Engine, running: Running, options: argparse.Namespace) -> dict[
             work = Work(1, options.prompt_tokens, length)
             found = {
                 "engine alone": length / engine_tokens_per_s(engine, work, 3000 + number),
-                "documents": length / service_tokens_per_s(running, work, 4000 + number),
-                "streams of tokens": length / service_tokens_per_s(running, work, 5000 + number, "tokens"),
+                "documents": length / service_tokens_per_s(running, work, 4000 + number, 1),
+                "streams of tokens": length / service_tokens_per_s(running, work, 5000 + number, 1, "tokens"),
             }
             if number:
                 for name, seconds in found.items():
@@ -228,7 +228,7 @@ def _shots(rate: float, seconds: float, options: argparse.Namespace, seed: int, 
 def overload(running: Running, options: argparse.Namespace) -> dict[str, Any]:
     """Open loop below, at and far beyond what the service can do."""
     work = Work(options.clients, options.prompt_tokens, options.new_tokens)
-    rate = statistics.median(service_tokens_per_s(running, work, 6000 + n, "tokens") for n in range(3))
+    rate = statistics.median(service_tokens_per_s(running, work, 6000 + n, options.clients, "tokens") for n in range(3))
     capacity = rate / options.new_tokens
     rows = []
     for number, load in enumerate(LOADS):
@@ -257,7 +257,7 @@ def overload(running: Running, options: argparse.Namespace) -> dict[str, Any]:
 def soak(running: Running, options: argparse.Namespace) -> dict[str, Any]:
     """Steady load at half of capacity while a tenth of the callers leaves; memory and handles of every process."""
     work = Work(options.clients, options.prompt_tokens, options.new_tokens)
-    rate = 0.5 * service_tokens_per_s(running, work, 7000, "tokens") / options.new_tokens
+    rate = 0.5 * service_tokens_per_s(running, work, 7000, options.clients, "tokens") / options.new_tokens
     seconds = 60.0 * options.soak_minutes
     warm_up_s = min(300.0, 0.25 * seconds)
     watch = Watch(running.pid)
@@ -383,6 +383,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=PARTS, default=["throughput", "cost", "overload"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=4, help="requests of each client, one after the other")
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load in the open loop")
