@@ -151,9 +151,8 @@ def draw_kernel(
     temperature = tl.load(numbers + 1)
     is_greedy = temperature == 0.0
     size = tl.load(sizes_B + row).to(tl.int32)
-    num_held = tl.minimum(
-        size, WIDTH
-    )  # what a set that does not fit draws is not used, but must not read beyond its row
+    # What a set that does not fit draws is not used, but must not read beyond its row.
+    num_held = tl.minimum(size, WIDTH)
     column_H = tl.arange(0, WIDTH)
     is_there_H = column_H < num_held
     cell_H = row * WIDTH + column_H

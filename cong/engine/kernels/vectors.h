@@ -54,19 +54,24 @@ inline float sum(Vector x) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// exp to about 1e-7 relative: 2^n times a polynomial on [-ln2/2, ln2/2]; below -87 it stays at about 1e-38.
-[[gnu::always_inline]] inline float exponential(float x) {
-  x = std::min(std::max(x, -87.0f), 88.0f);
-  const float n = std::nearbyint(x * 1.44269504088896341f);
-  float r = x - n * 0.693359375f;
+// exp(x - n ln2), where that lies in [-ln2/2, ln2/2]; of a number or of every lane.
+template <typename T>
+[[gnu::always_inline]] inline T exponential_of_rest(T x, T n) {
+  T r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
+  T p = 1.9875691500e-4f * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  return p * r * r + r + 1.0f;
+}
+
+// exp to about 1e-7 relative: 2^n times a polynomial on [-ln2/2, ln2/2]; below -87 it stays at about 1e-38.
+[[gnu::always_inline]] inline float exponential(float x) {
+  x = std::min(std::max(x, -87.0f), 88.0f);
+  const float n = std::nearbyint(x * 1.44269504088896341f);
+  const float p = exponential_of_rest(x, n);
   const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
@@ -78,15 +83,7 @@ inline float sum(Vector x) {
   x = x < -87.0f ? splat(-87.0f) : x;
   x = x > 88.0f ? splat(88.0f) : x;
   const Vector n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
-  Vector r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  Vector p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  const Vector p = exponential_of_rest(x, n);
   typedef int32_t Whole __attribute__((vector_size(kLanes * 4)));
   return p * reinterpret_cast<Vector>((__builtin_convertvector(n, Whole) + 127) << 23);
 }
