@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cong.decoding import DrawRule, Rules, decode_step, logprobs, stack_rules, uniforms
-from cong.engine.heads import HEAD_WIDTH, RuleNumbers, draw_on_gpu, find_heads_on_gpu, number_rules
+from cong.engine.gpu.heads import HEAD_WIDTH, RuleNumbers, draw_on_gpu, find_heads_on_gpu, number_rules
 from cong.engine.protocol import TokenRecord
 from cong.engine.scheduler import Chunk
 from cong.engine.sequence import Sequence

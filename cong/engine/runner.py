@@ -26,15 +26,15 @@ from cong.engine.attention import (
     dispatch_attention,
     route_attention,
 )
-from cong.engine.captured import CapturedDecoding, capture_decoding
-from cong.engine.compiled_layers import compile_layers
-from cong.engine.decoder import CompiledDecoder, compile_decoder
-from cong.engine.kernel import has_kernel, lay_out_for_kernel
+from cong.engine.cpu.decoder import CompiledDecoder, compile_decoder
+from cong.engine.cpu.library import has_kernel, lay_out_for_kernel
+from cong.engine.gpu.captured import CapturedDecoding, capture_decoding
+from cong.engine.gpu.compiled_layers import compile_layers
+from cong.engine.gpu.tiles import has_tiles, lay_out_tiles
+from cong.engine.plain.sweep import lay_out_sweep
 from cong.engine.pool import places_of
 from cong.engine.scheduler import Chunk
 from cong.engine.stack import can_stack, stack_models
-from cong.engine.sweep import lay_out_sweep
-from cong.engine.tiles import has_tiles, lay_out_tiles
 from cong.errors import UnsupportedModel
 from cong.models import Network, register_attention, use_attention
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cong.engine.compiled_layers import compile_layers
+from cong.engine.gpu.compiled_layers import compile_layers
 from cong.engine.runner import Runner
 from cong.engine.scheduler import Chunk
 from cong.engine.sequence import Sequence

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from cong.config.engine import EngineConfig
-from cong.engine import Engine, kernel
-from cong.engine.kernel import KernelLayout, has_kernel, lay_out_for_kernel, load_kernel
+from cong.engine import Engine
+from cong.engine.cpu import library
+from cong.engine.cpu.library import KernelLayout, has_kernel, lay_out_for_kernel, load_kernel
+from cong.engine.plain.sweep import lay_out_sweep
 from cong.engine.pool import LayerPool, Options, Places, places_of
-from cong.engine.sweep import lay_out_sweep
 from cong.errors import KernelUnavailable
 from tests.engine.conftest import World
 
@@ -118,7 +119,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "operators.cpp").write_text("#error this is not the kernel\n")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(kernel, "SOURCES", tmp_path / "broken")
+    monkeypatch.setattr(library, "SOURCES", tmp_path / "broken")
     with pytest.raises(KernelUnavailable, match="this is not the kernel"):
         load_kernel()
     assert not list(tmp_path.glob("cong/kernels/*")), "nothing is left behind"

@@ -8,9 +8,9 @@ import torch
 
 from cong.config.engine import EngineConfig
 from cong.engine.attention import attend_dense
-from cong.engine.captured import graph_sizes
+from cong.engine.gpu.captured import graph_sizes
+from cong.engine.gpu.tiles import TiledLayout, has_tiles, lay_out_tiles
 from cong.engine.pool import LayerPool, Options, places_of
-from cong.engine.tiles import TiledLayout, has_tiles, lay_out_tiles
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")

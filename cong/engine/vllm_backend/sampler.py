@@ -16,8 +16,8 @@ from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 
 from cong.config.engine import KernelChoice
 from cong.decoding import logprobs
+from cong.engine.cpu.library import has_kernel
 from cong.engine.drawing import Drawer
-from cong.engine.kernel import has_kernel
 from cong.engine.protocol import TokenRecord
 from cong.engine.scheduler import Chunk
 from cong.engine.sequence import Sequence

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cong.engine.gpu.tiles import TiledLayout, Tiles
 from cong.engine.pool import NULL_BLOCK
-from cong.engine.tiles import TiledLayout, Tiles
 
 logger = logging.getLogger(__name__)
 

@@ -59,7 +59,7 @@ def number_rules(
 
 def find_heads_on_gpu(logits: tuple[Tensor, ...], head_log_lambda_B: Tensor) -> Heads:
     """The head sets of up to three networks' [B, V] logits."""
-    from cong.engine.head_kernels import find_kernel, sum_kernel
+    from cong.engine.gpu.head_kernels import find_kernel, sum_kernel
 
     rows = [each if each.stride(1) == 1 else each.contiguous() for each in logits]
     given = rows + rows[:1] * (3 - len(rows))
@@ -107,7 +107,7 @@ def draw_on_gpu(
 
     Rows whose head set does not fit say nothing but its size.
     """
-    from cong.engine.head_kernels import draw_kernel
+    from cong.engine.gpu.head_kernels import draw_kernel
 
     num_networks, num_rows, width = heads.logprobs_KBH.shape
     record_BR = torch.empty(num_rows, 3 + num_networks, dtype=torch.float64, device=uniform_B.device)

@@ -64,7 +64,7 @@ class TiledLayout:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
         """Keep the step's keys and values, then attend: [S, Q, N, D] of query to [S, N, Q, D]."""
-        from cong.engine.tile_kernels import keep_kernel
+        from cong.engine.gpu.tile_kernels import keep_kernel
 
         query, key, value = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (query, key, value))
         num_networks, num_heads, num_rows, key_width = key.shape
@@ -92,7 +92,7 @@ class TiledLayout:
         return out
 
     def _attend_tiles(self, tiles: Tiles, query: Tensor, pool: LayerPool, options: Options, out: Tensor) -> None:
-        from cong.engine.tile_kernels import attend_kernel, join_kernel
+        from cong.engine.gpu.tile_kernels import attend_kernel, join_kernel
 
         num_networks, num_query_heads, num_rows, key_width = query.shape
         num_heads = pool.keys.shape[1] // num_networks

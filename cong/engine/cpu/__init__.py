@@ -1,0 +1,1 @@
+"""How a step is computed on a CPU by C++ of our own: attention, whole decoder layers, draws. Needs a compiler."""
