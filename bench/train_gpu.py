@@ -37,7 +37,7 @@ from workload import conditions, summary, write_json
 
 from cong.objectives import SFT
 from cong.train.arithmetic import StepArithmetic, peak_operations_per_s
-from cong.train.batch import make_batch
+from cong.train.data.batch import make_batch
 from cong.train.forward import response_logits
 from cong.train.loop import loss_share
 

@@ -24,11 +24,11 @@ from cong.config.train import BatchSettings, OptimizerSettings, Precision
 from cong.models import register_attention
 from cong.objectives import DPO, SFT, FrozenNetwork, Objective
 from cong.train.backend import Backend
-from cong.train.batch import Example
-from cong.train.feed import Feed
+from cong.train.data.batch import Example
+from cong.train.data.feed import Feed
+from cong.train.data.packing import ATTENTION_NAME, attend_packed
+from cong.train.data.source import ExampleList
 from cong.train.loop import Progress, StepReport, run
-from cong.train.packing import ATTENTION_NAME, attend_packed
-from cong.train.source import ExampleList
 from cong.train.torch_backend import TorchBackend
 from cong.train.trainee import compile_layers
 

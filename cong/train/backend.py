@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cong.config.train import TrainConfig
-from cong.train.batch import MicroBatch
+from cong.train.data.batch import MicroBatch
 
 
 class Backend(Protocol):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cong.config.train import TrainConfig
 from cong.errors import CheckpointError, ConfigError, CongError, MissingExtra
-from cong.train.batch import MicroBatch
+from cong.train.data.batch import MicroBatch
 from cong.train.deepspeed_files import (
     TAG,
     Conversion,

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cong.train.batch import MicroBatch
-from cong.train.packing import LAYOUT
+from cong.train.data.batch import MicroBatch
+from cong.train.data.packing import LAYOUT
 
 
 def response_logits(model: nn.Module, batch: MicroBatch) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from cong.errors import CongError
 from cong.objectives import LossShare, Objective, policy_scores
 from cong.train.backend import Backend
-from cong.train.batch import MicroBatch
-from cong.train.feed import Feed, StepBatch
+from cong.train.data.batch import MicroBatch
+from cong.train.data.feed import Feed, StepBatch
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from cong.objectives import FrozenNetwork, Objective
 from cong.stream import Store, open_store
 from cong.stream.identity import read_identity
 from cong.train.backend import Backend
-from cong.train.batch import Example, MicroBatch
-from cong.train.feed import Frozen
+from cong.train.data.batch import Example, MicroBatch
+from cong.train.data.feed import Frozen
+from cong.train.data.pairs import Pairs, join_pairs, read_pairs
+from cong.train.data.source import ExampleList, Source
+from cong.train.data.stream_source import StreamSource
 from cong.train.forward import response_logits
-from cong.train.pairs import Pairs, join_pairs, read_pairs
 from cong.train.scores import FrozenScores, Predict, ScoreCache
-from cong.train.source import ExampleList, Source
-from cong.train.stream_source import StreamSource
 from cong.train.trainee import fingerprint_of, load_by, network_settings, pack_attention
 from cong.train.validation import is_held_out
 

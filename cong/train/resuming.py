@@ -10,15 +10,15 @@ from cong.errors import CheckpointError, CongError
 from cong.stream import Cursor
 from cong.train.backend import Backend
 from cong.train.checkpoint import BACKEND, MARKER, Checkpoint, committed, folder_name, newest_complete
-from cong.train.feed import Feed
+from cong.train.data.feed import Feed
+from cong.train.data.source import Source
+from cong.train.data.stream_source import stream_cursors
 from cong.train.folder import RunFolder
 from cong.train.ledger import Ledger
 from cong.train.loop import Progress
 from cong.train.randomness import restore_generators, seed_all
 from cong.train.recipe import Recipe, require_same
 from cong.train.saving import generators_file
-from cong.train.source import Source
-from cong.train.stream_source import stream_cursors
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from cong.objectives import FrozenNetwork, Objective, objective
 from cong.telemetry import progress as show_progress
 from cong.train.arithmetic import StepArithmetic
 from cong.train.backend import Backend, BackendFactory
-from cong.train.feed import Feed, fitting_examples
+from cong.train.data.feed import Feed, fitting_examples
+from cong.train.data.source import Source
 from cong.train.folder import RunFolder
 from cong.train.loop import Observer, Progress, StepReport, run
 from cong.train.monitor import Monitor
@@ -30,7 +31,6 @@ from cong.train.recipe import make_recipe
 from cong.train.resuming import find_checkpoint, resume
 from cong.train.saving import Saving
 from cong.train.schedule import learning_rate_share
-from cong.train.source import Source
 from cong.train.stopping import StopRequest
 from cong.train.torch_backend import torch_backend
 from cong.train.trainee import prepare

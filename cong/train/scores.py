@@ -19,9 +19,9 @@ from torch import Tensor
 from cong.config.train import BatchSettings
 from cong.objectives import FrozenNetwork, Needs, policy_scores
 from cong.train.backend import Backend
-from cong.train.batch import Example, LogProbs, MicroBatch, TokenIds, make_batch
+from cong.train.data.batch import Example, LogProbs, MicroBatch, TokenIds, make_batch
+from cong.train.data.feed import plan_passes
 from cong.train.durable import make_folder, write_file
-from cong.train.feed import plan_passes
 
 logger = logging.getLogger(__name__)
 

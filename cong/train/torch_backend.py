@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cong.config.train import OptimizerSettings, Precision, TrainConfig
 from cong.errors import CheckpointError
 from cong.train.backend import Backend, BackendFactory
-from cong.train.batch import MicroBatch
+from cong.train.data.batch import MicroBatch
 from cong.train.forward import response_logits
 
 _WEIGHTS, _OPTIMIZER = "weights.safetensors", "optimizer.safetensors"

@@ -21,10 +21,10 @@ from cong.models import (
 )
 from cong.models.fingerprint import fingerprint_adapted
 from cong.models.silence import silence
-from cong.train.batch import Example, make_batch
+from cong.train.data.batch import Example, make_batch
+from cong.train.data.packing import ATTENTION_NAME, attend_packed
 from cong.train.forward import response_logits
 from cong.train.lora import add_lora
-from cong.train.packing import ATTENTION_NAME, attend_packed
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from cong.config.train import BatchSettings
 from cong.objectives import LossShare, Mean, Objective, ResponseTokens, policy_scores
 from cong.train.backend import Backend
-from cong.train.batch import Example, make_batch
-from cong.train.feed import count_units, plan_passes
+from cong.train.data.batch import Example, make_batch
+from cong.train.data.feed import count_units, plan_passes
 from cong.train.loop import total_of
 
 

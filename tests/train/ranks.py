@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cong.config.train import TrainConfig
 from cong.train.backend import Backend, BackendFactory
-from cong.train.batch import MicroBatch
+from cong.train.data.batch import MicroBatch
 from cong.train.torch_backend import TorchBackend
 
 T = TypeVar("T")

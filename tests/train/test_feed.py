@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from cong.config.train import BatchSettings
 from cong.errors import CheckpointError, ConfigError
-from cong.train.batch import Example, make_batch
-from cong.train.feed import Feed, fit, plan_passes
-from cong.train.source import Drawn, ExampleList
+from cong.train.data.batch import Example, make_batch
+from cong.train.data.feed import Feed, fit, plan_passes
+from cong.train.data.source import Drawn, ExampleList
 from cong.train.validation import is_held_out
 
 

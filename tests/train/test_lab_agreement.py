@@ -15,12 +15,12 @@ from cong.lab.networks import build_network, clone
 from cong.lab.stages import draw_preferences
 from cong.models import register_attention
 from cong.objectives import DPO, SFT, WSPO, FrozenNetwork, Objective
-from cong.train.batch import Example
-from cong.train.feed import Feed
+from cong.train.data.batch import Example
+from cong.train.data.feed import Feed
+from cong.train.data.packing import ATTENTION_NAME, attend_packed
+from cong.train.data.source import ExampleList
 from cong.train.loop import Progress, StepReport, run
-from cong.train.packing import ATTENTION_NAME, attend_packed
 from cong.train.schedule import learning_rate_share
-from cong.train.source import ExampleList
 from cong.train.torch_backend import TorchBackend
 
 LAB = TrainingSettings(

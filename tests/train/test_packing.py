@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cong.errors import UnsupportedModel
 from cong.models import load_network, register_attention
 from cong.objectives import DPO, SFT, Objective
-from cong.train.batch import Example, make_batch
-from cong.train.feed import count_units
+from cong.train.data.batch import Example, make_batch
+from cong.train.data.feed import count_units
+from cong.train.data.packing import ATTENTION_NAME, LAYOUT, attend_packed, lay_out
 from cong.train.forward import response_logits
 from cong.train.loop import loss_share
-from cong.train.packing import ATTENTION_NAME, LAYOUT, attend_packed, lay_out
 from cong.train.trainee import COMPARED_FAMILIES, compile_layers, pack_attention
 from tests.engine.conftest import FAMILIES, SMALL, save_network
 

@@ -19,9 +19,9 @@ from cong.objectives import DPO, PolicyScores
 from cong.schemas import SampleRecord
 from cong.stream import StreamReader, open_store
 from cong.stream.export import export
-from cong.train.batch import Example, make_batch
-from cong.train.pairs import join_pairs, read_pairs
-from cong.train.source import ExampleList
+from cong.train.data.batch import Example, make_batch
+from cong.train.data.pairs import join_pairs, read_pairs
+from cong.train.data.source import ExampleList
 from tests.train.worlds import network_folder, sample, write_samples
 
 CONTRASTIVE = SampleFilter(kinds=("contrastive",), finish_reasons=("stop",))

@@ -15,7 +15,7 @@ from cong.lab.trainer import Example as LabExample
 from cong.lab.trainer import response_logprobs
 from cong.train import origins
 from cong.train.backend import BackendFactory
-from cong.train.batch import Example, MicroBatch
+from cong.train.data.batch import Example, MicroBatch
 from cong.train.run import train
 from cong.train.scores import FrozenScores, ScoreCache
 from cong.train.torch_backend import TorchBackend

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cong.config.train import DeepSpeedSettings, OptimizerSettings, TrainConfig
 from cong.objectives import objective, policy_scores
-from cong.train.batch import Example, MicroBatch, make_batch
+from cong.train.data.batch import Example, MicroBatch, make_batch
 from cong.train.deepspeed_backend import DeepSpeedBackend
 
 VOCAB = 32

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from cong.config.train import BatchSettings
 from cong.errors import ConfigError, StreamInterrupted
 from cong.objectives import FrozenNetwork, Unit
-from cong.train.batch import Example, MicroBatch, make_batch
-from cong.train.source import Drawn, Source
+from cong.train.data.batch import Example, MicroBatch, make_batch
+from cong.train.data.source import Drawn, Source
 
 _INTERRUPTED = "interrupted"
 """What rank 0 says in place of a draw when it was asked to stop."""

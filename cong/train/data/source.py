@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from cong.errors import CheckpointError
 from cong.stream.cursor import window_order
-from cong.train.batch import Example
+from cong.train.data.batch import Example
 
 
 @dataclass(frozen=True)

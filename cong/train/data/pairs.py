@@ -19,7 +19,7 @@ from cong.errors import ConfigError, MissingExtra
 from cong.models import Tokenizer, encode_completion, encode_prompt, render_chat
 from cong.schemas import Completion, PreferenceRecord, Prompt, content_key
 from cong.stream import Store, StreamReader, ragged
-from cong.train.batch import Example, TokenIds
+from cong.train.data.batch import Example, TokenIds
 
 _AT_ONCE = 1024
 

@@ -14,8 +14,8 @@ from cong.errors import CheckpointError, ConfigError, StreamError
 from cong.objectives import FrozenNetwork
 from cong.stream import Cursor, Draw, Store, StreamReader, ragged
 from cong.stream.reader import order_identity
-from cong.train.batch import Example
-from cong.train.source import Drawn
+from cong.train.data.batch import Example
+from cong.train.data.source import Drawn
 
 _COLUMNS = ("key", "prompt_id", "prompt_token_ids", "completion_token_ids", "finish_reason")
 _RECORDED: Mapping[FrozenNetwork, str] = {"aligned": "logprobs_aligned", "base": "logprobs_base"}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cong.objectives import FrozenNetwork, ResponseTokens
-from cong.train.packing import PackedLayout, lay_out
+from cong.train.data.packing import PackedLayout, lay_out
 
 TokenIds = npt.NDArray[np.int32]
 LogProbs = npt.NDArray[np.float32]
