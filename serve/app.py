@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from ray import serve
 
 import cong
-from cong.config import RunConfig, Settings
+from cong.config import RunConfig
 from cong.config.loading import check, merge, read_yaml
 from cong.config.service import ServiceConfig
+from cong.config.serving import Arguments, Resources
 from serve.deployment import Replica
 
 DEPLOYMENT = "Pair"
@@ -27,28 +28,6 @@ MAX_QUEUED_REQUESTS = 256
 RETRY_AFTER_S = 2.0
 _STOP_S = 15.0
 """For the engine's thread to end its step, and for what is left."""
-
-
-class Resources(Settings):
-    """What one replica takes of its node; two replicas never share an accelerator unless this says so."""
-
-    num_cpus: float = Field(default=1.0, ge=0.0)
-    num_gpus: float | None = Field(default=None, ge=0.0)
-    """None = one where `models.device` is a CUDA device, none elsewhere."""
-    memory_bytes: int = Field(default=0, ge=0)
-    """Of main memory, for Ray's bookkeeping only; 0 = not accounted for."""
-    custom: dict[str, float] = Field(default_factory=dict)
-    """Other resources by the names that the cluster gives them."""
-
-
-class Arguments(RunConfig):
-    """A run's configuration, and what only the application asks."""
-
-    config: str = ""
-    """A run's configuration file, readable where the application is built; what is given here goes over it."""
-    uses_lab_pair: bool = False
-    """Serve the two tiny models that come with the package, whatever `models` names."""
-    resources: Resources = Resources()
 
 
 class Application(Arguments):

@@ -12,8 +12,8 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from cong.config import RunConfig
+from cong.config.serving import LightSettings
 from cong.errors import ConfigError
-from serve.light import LightSettings
 
 if TYPE_CHECKING:
     from cong.service import SampleService

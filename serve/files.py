@@ -14,11 +14,9 @@ from ray.serve.schema import ServeDeploySchema
 from cong.cluster import find_problems
 from cong.config.loading import merge, parse_override, read_yaml
 from cong.config.service import is_loopback
+from cong.config.serving import IMPORT_PATH, LightSettings
 from cong.errors import ConfigError
 from serve.app import DEPLOYMENT, Application, shutdown_s
-from serve.light import LightSettings
-
-IMPORT_PATH = "serve.app:build"
 
 
 @dataclass(frozen=True)

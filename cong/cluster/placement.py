@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cong.cluster.application import IMPORT_PATH, Arguments
 from cong.cluster.document import documents
 from cong.cluster.problem import Problem
 from cong.config import RunConfig
 from cong.config.loading import read_text
+from cong.config.serving import IMPORT_PATH, Arguments
 
 _COMMON = ("CPU", "GPU", "memory", "object_store_memory")
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from cong.cluster.application import IMPORT_PATH, application_problems
+from cong.cluster.application import application_problems
 from cong.cluster.problem import Problem, joined
+from cong.config.serving import IMPORT_PATH
 
 
 def serve_problems(content: dict[str, Any]) -> Iterator[Problem]:

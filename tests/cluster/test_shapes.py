@@ -1,4 +1,4 @@
-"""The shapes agree with what they describe: Ray's schemas, AWS's own service model, the application's arguments."""
+"""The shapes agree with what they describe: Ray's schemas and AWS's own service model."""
 
 import json
 from collections.abc import Iterator
@@ -13,13 +13,9 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 from ray.serve.schema import ServeDeploySchema
 
-from cong.cluster.application import Arguments, Light, Resources
 from cong.cluster.problem import near_misses
 from cong.cluster.shape import Fit, Keys, Members, Reference, Shape, Word, known_keys, resolved, shape_names, shape_of
 from cong.config.spelling import nearest, num_edits
-from serve.app import Arguments as ServedArguments
-from serve.app import Resources as ServedResources
-from serve.light import LightSettings
 
 from .shipped import LAUNCHER_FILES, SERVE_FILES, load
 
@@ -152,15 +148,6 @@ def test_the_keys_of_a_runtime_environment_are_rays_own() -> None:
     # A container is spelt image_uri now, and those with an underscore are Ray's.
     public = {key for key in RuntimeEnv.known_fields if not key.startswith("_")}
     assert keys_of("runtime_env") == public - {"container", "java_jars"}
-
-
-def test_the_arguments_of_the_application_are_its_own() -> None:
-    for mine, theirs in ((Arguments, ServedArguments), (Resources, ServedResources), (Light, LightSettings)):
-        assert fields(mine) == fields(theirs)
-        for name, field in theirs.model_fields.items():
-            if name != "resources":
-                assert mine.model_fields[name].annotation == field.annotation, name
-                assert mine.model_fields[name].metadata == field.metadata, name
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 
 from cong.client import Client, Patience
+from cong.config.serving import IMPORT_PATH
 from cong.service import key_line, new_key
 from serve import __main__ as command
 from serve.app import DEPLOYMENT
-from serve.files import IMPORT_PATH, ServeFile, read_serve_file
+from serve.files import ServeFile, read_serve_file
 from serve.local import deploy, drain_and_stop, wait_running
 
 LIMIT_S = 150.0

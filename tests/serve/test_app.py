@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
+from cong.config.serving import LightSettings
 from cong.errors import ConfigError
 from serve.app import DEPLOYMENT, Application, actor_options, build, shutdown_s
 from serve.files import read_serve_file
-from serve.light import LightSettings
 
 SERVE = Path(__file__).parent.parent.parent / "serve"
 SHIPPED = [SERVE / "config.yaml", SERVE / "config-lab.yaml", SERVE / "config-vllm.yaml"]
