@@ -113,6 +113,9 @@ def pearson(left: Sequence[float], right: Sequence[float]) -> float:
     """Linear correlation; nan where a side does not vary."""
     x, y = np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64)
     assert x.shape == y.shape, f"{x.size} values beside {y.size}"
+    # By its ends: around a mean that is rounded, a constant seems to vary.
+    if np.ptp(x) == 0.0 or np.ptp(y) == 0.0:
+        return math.nan
     x, y = x - x.mean(), y - y.mean()
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if scale > 0.0 else math.nan

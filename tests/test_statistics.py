@@ -81,6 +81,7 @@ def test_pearson_of_a_line_and_of_a_constant() -> None:
     assert pearson([1.0, 2.0, 3.0], [9.0, 7.0, 5.0]) == pytest.approx(-1.0)
     assert pearson([1.0, 2.0, 4.0], [1.0, 3.0, 2.0]) == pytest.approx(0.3273268)
     assert math.isnan(pearson([1.0, 1.0], [0.0, 1.0]))
+    assert math.isnan(pearson([0.1] * 3, [0.0, 1.0, 3.0])), "though the mean of three times 0.1 is not 0.1"
 
 
 def test_equal_values_share_their_rank() -> None:

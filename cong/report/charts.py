@@ -4,37 +4,31 @@ Only `drawing` imports this module, after it has made sure that matplotlib is th
 no pyplot, no state between calls.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from cong.report.plots import Axis, Bar, BarPlot, Histogram, Line, LinePlot, Panels, Plot, Reference, ScatterPlot
+from cong.report.axes import MUTED, SMALL_PT, Legend, add_legend, clean, label_at_right, label_on_top, set_axis
+from cong.report.plots import Axis, Bar, BarPlot, Histogram, Line, LinePlot, Panels, Plot, ScatterPlot
 from cong.report.tables import Estimate
 from cong.report.theme import COLOURS, SERIES
+from cong.statistics import pearson, quantile_means
 
 Values = npt.NDArray[np.float64]
 Chart = LinePlot | BarPlot | ScatterPlot | Histogram
 
-PAPER, INK, MUTED = COLOURS["paper"].light, COLOURS["ink"].light, COLOURS["muted"].light
-RULE, GRID = COLOURS["rule"].light, COLOURS["grid"].light
+PAPER, INK, GRID = COLOURS["paper"].light, COLOURS["ink"].light, COLOURS["grid"].light
 
-SMALL_PT = 8.0
 WIDTH_IN, HEIGHT_IN = 6.2, 3.3
 PANEL_WIDTH_IN, PANEL_HEIGHT_IN = 2.9, 2.4
 BAR_HEIGHT_IN = 0.3
-# Generous mean width of a character of the small text.
-SMALL_CHARACTER_IN = SMALL_PT * 0.62 / 72
 # More points than this make a file heavy and no picture clearer; statistics use all of them.
 MAX_POINTS_DRAWN = 2000
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 
 STYLE = {
     "svg.hashsalt": "cong",
@@ -78,19 +72,6 @@ STYLE = {
 }
 
 
-@dataclass(frozen=True)
-class Legend:
-    """Colour and marker of each name in a figure: one name looks the same in all its panels."""
-
-    names: tuple[str, ...]
-
-    def colour(self, name: str) -> str:
-        return SERIES[self.names.index(name) % len(SERIES)]
-
-    def marker(self, name: str) -> str:
-        return MARKERS[self.names.index(name) % len(MARKERS)]
-
-
 def draw(plot: Plot) -> Figure:
     """A figure of the plot, laid out and ready to be saved."""
     charts = tuple(plot.plots) if isinstance(plot, Panels) else (plot,)
@@ -106,7 +87,9 @@ def draw(plot: Plot) -> Figure:
         _draw_chart(axes, chart, legend)
     for axes in grid[len(charts) :]:
         axes.set_visible(False)
-    _add_legend(figure, charts, list(grid[: len(charts)]))
+    # A lone curve, group or colour is explained by the caption.
+    is_scatter = any(isinstance(chart, ScatterPlot) for chart in charts)
+    add_legend(figure, list(grid[: len(charts)]), explains_one=is_scatter)
     return figure
 
 
@@ -127,11 +110,11 @@ def _draw_chart(axes: Axes, chart: Chart, legend: Legend) -> None:
 def _draw_lines(axes: Axes, plot: LinePlot, legend: Legend) -> None:
     for line in plot.lines:
         _draw_line(axes, plot, line, legend)
-    _set_axis(axes, "x", plot.x)
-    _set_axis(axes, "y", plot.y)
+    set_axis(axes, "x", plot.x)
+    set_axis(axes, "y", plot.y)
     for reference in plot.references:
         axes.axhline(reference.value, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1.5)
-    _label_at_right(axes, plot.references)
+    label_at_right(axes, plot.references)
 
 
 def _draw_line(axes: Axes, plot: LinePlot, line: Line, legend: Legend) -> None:
@@ -174,10 +157,10 @@ def _draw_bars(axes: Axes, plot: BarPlot, legend: Legend) -> None:
     axes.grid(visible=False, axis="y")
     axes.set_ylim(len(plot.bars) - 0.4, -0.6)
     axes.axvline(0, color=MUTED, linewidth=0.7)
-    _set_axis(axes, "x", plot.value)
+    set_axis(axes, "x", plot.value)
     for reference in plot.references:
         axes.axvline(reference.value, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1.5)
-    _label_on_top(axes, plot.references)
+    label_on_top(axes, plot.references)
 
 
 def _draw_scatter(axes: Axes, plot: ScatterPlot) -> None:
@@ -186,19 +169,20 @@ def _draw_scatter(axes: Axes, plot: ScatterPlot) -> None:
     x, y = x[is_measured], y[is_measured]
     shown = np.linspace(0, max(len(x) - 1, 0), min(len(x), MAX_POINTS_DRAWN)).astype(np.int64)
     axes.plot(x[shown], y[shown], ".", color=SERIES[0], markersize=4.0, alpha=0.3, markeredgewidth=0)
-    _set_axis(axes, "x", plot.x)
-    _set_axis(axes, "y", plot.y)
+    set_axis(axes, "x", plot.x)
+    set_axis(axes, "y", plot.y)
     facts = [f"n = {len(x):,}"]
     if not len(x):
         _say_empty(axes)
-    if (correlation := pearson(x, y)) is not None:
+    correlation = pearson(x.tolist(), y.tolist()) if len(x) > 1 else math.nan
+    if not math.isnan(correlation):
         facts.insert(0, f"Pearson r = {_number(correlation, '.2f')}")
     if plot.num_quantiles > 0 and len(x) >= plot.num_quantiles:
-        means = quantile_means(x, y, plot.num_quantiles)
+        means_x, means_y = (quantile_means(x.tolist(), of.tolist(), plot.num_quantiles) for of in (x, y))
         name = "quartile" if plot.num_quantiles == 4 else f"{plot.num_quantiles}-quantile"
         axes.plot(
-            means[:, 0],
-            means[:, 1],
+            means_x,
+            means_y,
             color=SERIES[1],
             marker="D",
             markersize=6,
@@ -206,7 +190,7 @@ def _draw_scatter(axes: Axes, plot: ScatterPlot) -> None:
             label=clean(f"mean by {name} of {plot.x.label}"),
         )
     # A rising cloud leaves the lower right corner free, a falling one the upper right.
-    height, side = (0.03, "bottom") if (correlation or 0.0) >= 0 else (0.97, "top")
+    height, side = (0.97, "top") if correlation < 0 else (0.03, "bottom")
     axes.text(
         0.99,
         height,
@@ -229,8 +213,8 @@ def _draw_histogram(axes: Axes, plot: Histogram, legend: Legend) -> None:
         share = 100 * np.histogram(values, edges)[0] / len(values)
         axes.stairs(share, edges, fill=True, color=legend.colour(name), alpha=0.15)
         axes.stairs(share, edges, color=legend.colour(name), linewidth=1.4, label=clean(name))
-    _set_axis(axes, "x", plot.x)
-    _set_axis(axes, "y", Axis("share of group", "%"))
+    set_axis(axes, "x", plot.x)
+    set_axis(axes, "y", Axis("share of group", "%"))
     axes.set_ylim(bottom=0)
     if not groups:
         _say_empty(axes)
@@ -250,19 +234,6 @@ def smoothed(values: Values, weight: float) -> Values:
     return out
 
 
-def pearson(x: Values, y: Values) -> float | None:
-    """Pearson correlation, or None where it is not defined."""
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def quantile_means(x: Values, y: Values, num_quantiles: int) -> Values:
-    """Mean x and mean y of each equal-sized part of the points ordered by x, shape [num_quantiles, 2]."""
-    order = np.argsort(x, kind="stable")
-    return np.array([(x[part].mean(), y[part].mean()) for part in np.array_split(order, num_quantiles)])
-
-
 def bin_edges(groups: Sequence[Values], num_bins: int, *, is_log: bool = False) -> Values:
     """Common bins; those of whole numbers are whole and centred on them."""
     if not groups:
@@ -275,11 +246,6 @@ def bin_edges(groups: Sequence[Values], num_bins: int, *, is_log: bool = False) 
         width = max(1, int(np.ceil((high - low + 1) / num_bins)))
         return np.arange(low - 0.5, high + width, width, dtype=np.float64)
     return np.linspace(low, high, num_bins + 1)
-
-
-def clean(text: str) -> str:
-    """Text without characters that XML cannot hold."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _values(values: Sequence[float], axis: Axis) -> Values:
@@ -320,106 +286,3 @@ def _size(charts: Sequence[Chart], num_rows: int, num_columns: int) -> tuple[flo
         chart = charts[0]
         return WIDTH_IN, 1.0 + BAR_HEIGHT_IN * len(chart.bars) if isinstance(chart, BarPlot) else HEIGHT_IN
     return PANEL_WIDTH_IN * num_columns, PANEL_HEIGHT_IN * num_rows
-
-
-def _add_legend(figure: Figure, charts: Sequence[Chart], all_axes: Sequence[Axes]) -> None:
-    handles: dict[str, Artist] = {}
-    for axes in all_axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    # A lone curve, group or colour is explained by the caption.
-    is_needed = len(handles) > 1 or (handles and any(isinstance(chart, ScatterPlot) for chart in charts))
-    if not is_needed:
-        return
-    # Handle and gap take the room of some eight characters.
-    widest = max(len(label) for label in handles) + 8
-    num_columns = max(1, min(len(handles), int(figure.get_figwidth() / (SMALL_CHARACTER_IN * widest))))
-    figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=num_columns)
-
-
-def _set_axis(axes: Axes, which: str, axis: Axis) -> None:
-    is_x = which == "x"
-    label = clean(f"{axis.label} ({axis.unit})" if axis.unit else axis.label)
-    (axes.set_xlabel if is_x else axes.set_ylabel)(label)
-    ruler = axes.xaxis if is_x else axes.yaxis
-    if axis.is_log:
-        (axes.set_xscale if is_x else axes.set_yscale)("log", nonpositive="mask")
-        ruler.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=9))
-        ruler.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ruler.set_minor_formatter(NullFormatter())
-    else:
-        ruler.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-    if axis.limits is not None:
-        (axes.set_xlim if is_x else axes.set_ylim)(*axis.limits)
-
-
-def _label_at_right(axes: Axes, references: Sequence[Reference]) -> None:
-    """Names of horizontal lines in the right margin, moved apart where they would overlap."""
-    if not references:
-        return
-    axes_height_pt = _panel_size_in(axes)[1] * 0.75 * 72
-    to_axes = axes.transScale + axes.transLimits
-    x = axes.get_xlim()[0]
-    ordered = sorted(references, key=lambda reference: reference.value)
-    heights_pt = [float(to_axes.transform((x, reference.value))[1]) * axes_height_pt for reference in ordered]
-    for reference, height_pt, moved_pt in zip(ordered, heights_pt, spread(heights_pt, SMALL_PT * 1.3), strict=True):
-        axes.annotate(
-            clean(reference.label),
-            (1.0, reference.value),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(4, moved_pt - height_pt),
-            textcoords="offset points",
-            va="center",
-            fontsize=SMALL_PT,
-            color=MUTED,
-            annotation_clip=False,
-        )
-
-
-def _label_on_top(axes: Axes, references: Sequence[Reference]) -> None:
-    """Names of vertical lines above the axes, on a higher line where they would overlap."""
-    low, high = axes.get_xlim()
-    # What remains of the width beside the names on the left and the numbers on the right.
-    axes_width_in = _panel_size_in(axes)[0] * 0.55
-    ends_in: list[float] = []
-    for reference in sorted(references, key=lambda reference: reference.value):
-        place_in = (reference.value - low) / (high - low) * axes_width_in
-        half_in = 0.5 * len(reference.label) * SMALL_CHARACTER_IN
-        level = next((level for level, end_in in enumerate(ends_in) if place_in - half_in > end_in), len(ends_in))
-        ends_in[level : level + 1] = [place_in + half_in]
-        axes.annotate(
-            clean(reference.label),
-            (reference.value, 1.0),
-            xycoords=axes.get_xaxis_transform(),
-            xytext=(0, 2 + level * SMALL_PT * 1.3),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=SMALL_PT,
-            color=MUTED,
-            annotation_clip=False,
-        )
-
-
-def _panel_size_in(axes: Axes) -> tuple[float, float]:
-    """Width and height of the axes' part of the figure, labels and margins included."""
-    figure, place = axes.get_figure(root=True), axes.get_subplotspec()
-    assert figure is not None
-    assert place is not None
-    grid = place.get_gridspec()
-    return figure.get_figwidth() / grid.ncols, figure.get_figheight() / grid.nrows
-
-
-def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Ascending places moved as little as a single sweep allows so that neighbours are at least `gap` apart."""
-    blocks: list[list[float]] = []
-    for place in places:
-        # A block is [centre, number of places]; overlapping blocks merge around their common mean.
-        blocks.append([place, 1.0])
-        while len(blocks) > 1:
-            (above, num_above), (below, num_below) = blocks[-1], blocks[-2]
-            if above - below >= gap * (num_above + num_below) / 2:
-                break
-            num = num_above + num_below
-            blocks[-2:] = [[(above * num_above + below * num_below) / num, num]]
-    return [centre + gap * (index - (num - 1) / 2) for centre, num in blocks for index in range(int(num))]
