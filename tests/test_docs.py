@@ -18,7 +18,7 @@ from cong.config import RunConfig, load_config
 from cong.decoding import METHODS, parametrise
 from cong.lab.chain_files import MODEL_FOLDERS
 from cong.lab.decodings import BASE
-from cong.lab.measure import WEAK_ALIGNED
+from cong.lab.names import WEAK_ALIGNED
 from cong.lab.networks import build_network, save_network
 from cong.objectives import OBJECTIVES
 

@@ -13,7 +13,7 @@ from cong.lab.answers import Answer, ask
 from cong.lab.bases import get_base
 from cong.lab.cache import Cache
 from cong.lab.decodings import ALIGNED, BASE, CONTRASTIVE, alpha_name, contrastive_decodings, plain_decodings
-from cong.lab.measure import (
+from cong.lab.names import (
     CEILING,
     CONG,
     CONG_S,

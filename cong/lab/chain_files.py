@@ -7,8 +7,9 @@ from pathlib import Path
 from cong.lab.chain import Chain
 from cong.lab.chain_page import chain_page
 from cong.lab.decodings import BASE
-from cong.lab.measure import CEILING, CONG, CONG_S, STRONG_BASE, WEAK_ALIGNED, WEAK_SFT, set_result
+from cong.lab.names import CEILING, CONG, CONG_S, STRONG_BASE, WEAK_ALIGNED, WEAK_SFT
 from cong.lab.networks import save_network
+from cong.lab.summaries import summarize
 from cong.report import write_html
 from cong.report.atomic import write_atomically
 
@@ -27,10 +28,10 @@ def chain_numbers(chain: Chain, facts: Mapping[str, str | int | float]) -> dict[
     """Every number of the run as plain data."""
     return {
         "facts": dict(facts),
-        "weak": {name: set_result(answers).model_dump() for name, answers in chain.weak.items()},
-        "labels": {name: set_result(answers).model_dump() for name, answers in chain.labels.items()},
+        "weak": {name: summarize(answers).model_dump() for name, answers in chain.weak.items()},
+        "labels": {name: summarize(answers).model_dump() for name, answers in chain.labels.items()},
         "models": {
-            name: {temperature: set_result(answers).model_dump() for temperature, answers in sets.items()}
+            name: {temperature: summarize(answers).model_dump() for temperature, answers in sets.items()}
             for name, sets in chain.judged.items()
         },
     }

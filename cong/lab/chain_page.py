@@ -5,17 +5,17 @@ from collections.abc import Mapping
 from cong.lab.answers import Answer
 from cong.lab.chain import ALIGNMENT_CURVE, Chain
 from cong.lab.decodings import ALIGNED, ALIGNED_SETTINGS, BASE, CONTRASTIVE, alpha_name
-from cong.lab.measure import (
+from cong.lab.names import (
     CEILING,
     CONG,
     CONG_S,
     STRONG_BASE,
     WEAK_ALIGNED,
     WEAK_SFT,
-    correlation_result,
     temperature_name,
 )
 from cong.lab.stages import imitation_examples
+from cong.lab.summaries import relate_rewards
 from cong.lab.views import estimate, mean_reward, side_by_side
 from cong.report import (
     Axis,
@@ -193,7 +193,7 @@ def _curve_figures(chain: Chain) -> list[Figure]:
 def _stage_facts(chain: Chain) -> str:
     labels = {name: mean_reward(answers).mean for name, answers in chain.labels.items()}
     num_truncated = len(chain.labels[CONTRASTIVE]) - len(imitation_examples(chain.labels[CONTRASTIVE]))
-    correlation = correlation_result(chain.scored[ALIGNED])
+    correlation = relate_rewards(chain.scored[ALIGNED])
     return (
         f"The weak model was aligned in {len(chain.curves[ALIGNMENT_CURVE])} DPO steps on noisy preferences. Its "
         f"contrastive samples on the training prompts score {labels[CONTRASTIVE]:.3f}, plain ones "

@@ -6,7 +6,7 @@ Knows results only. A claim that does not hold is reported with its margins; not
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cong.lab import measure
+from cong.lab import names
 from cong.lab.decodings import ALIGNED, ALIGNED_SETTINGS, CONTRASTIVE
 from cong.lab.results import SeedResult
 from cong.statistics import Interval
@@ -91,18 +91,18 @@ def level_claim(
 
 def lab_claims(primary: str, wspo_gammas: Sequence[float]) -> list[Claim]:
     """The claims of the lab; `primary` names the evaluation temperature that they are about."""
-    wspo = [measure.wspo_name(gamma) for gamma in wspo_gammas]
+    wspo = [names.wspo_name(gamma) for gamma in wspo_gammas]
     best_plain = "contrastive samples beat the best temperature, top-p and min-p setting of the aligned model"
     stage_2 = "ConG (2 DPO epochs) beats ConG-S trained to convergence"
     return [
         difference_claim("contrastive samples beat plain aligned samples", CONTRASTIVE, [ALIGNED], 0.10),
         difference_claim(best_plain, CONTRASTIVE, [ALIGNED, *ALIGNED_SETTINGS], 0.05),
-        difference_claim("ConG-S beats WeakSFT", measure.CONG_S, [measure.WEAK_SFT], 0.05),
-        difference_claim("ConG (1 DPO epoch) beats ConG-S", measure.CONG_ONE, [measure.CONG_S], 0.05),
-        difference_claim("ConG (1 DPO epoch) beats its weak teacher", measure.CONG_ONE, [measure.WEAK_ALIGNED], 0.08),
-        difference_claim(stage_2, measure.CONG, [measure.CONVERGED], 0.01, mean_above=0.03),
+        difference_claim("ConG-S beats WeakSFT", names.CONG_S, [names.WEAK_SFT], 0.05),
+        difference_claim("ConG (1 DPO epoch) beats ConG-S", names.CONG_ONE, [names.CONG_S], 0.05),
+        difference_claim("ConG (1 DPO epoch) beats its weak teacher", names.CONG_ONE, [names.WEAK_ALIGNED], 0.08),
+        difference_claim(stage_2, names.CONG, [names.CONVERGED], 0.01, mean_above=0.03),
         level_claim(
-            "the ceiling is near 1", lambda result: result.models[measure.CEILING].by_temperature[primary].reward, 0.93
+            "the ceiling is near 1", lambda result: result.models[names.CEILING].by_temperature[primary].reward, 0.93
         ),
         level_claim("the aligned weak model is partly aligned", lambda result: result.weak[ALIGNED].reward, 0.35, 0.55),
         level_claim(
@@ -123,15 +123,15 @@ def _reported_claims(wspo: Sequence[str]) -> list[Claim]:
     return [
         reported(
             "ConG-S beats WeakSFT on T=0.8 top-p 0.95 labels",
-            measure.CONG_S,
-            [measure.LABEL_DECODINGS["aligned T=0.8 top-p 0.95"]],
+            names.CONG_S,
+            [names.LABEL_DECODINGS["aligned T=0.8 top-p 0.95"]],
         ),
-        reported("contrast matters in stage 2: plain chosen samples do worse", measure.CONG_ONE, [measure.PLAIN_DPO]),
-        reported("ConG (1 DPO epoch) beats step-matched ConG-S", measure.CONG_ONE, [measure.MATCHED]),
-        reported("ConG (1 DPO epoch) beats WSPO, best gamma", measure.CONG_ONE, wspo),
-        reported("stage 2 adds to a converged stage 1", measure.CONVERGED_DPO, [measure.CONVERGED]),
-        reported("WeakSFT recovers part of the gap", measure.WEAK_SFT, [measure.WEAK_ALIGNED]),
-        reported("auxiliary confidence recovers part of the gap", measure.AUX_CONF, [measure.WEAK_ALIGNED]),
+        reported("contrast matters in stage 2: plain chosen samples do worse", names.CONG_ONE, [names.PLAIN_DPO]),
+        reported("ConG (1 DPO epoch) beats step-matched ConG-S", names.CONG_ONE, [names.MATCHED]),
+        reported("ConG (1 DPO epoch) beats WSPO, best gamma", names.CONG_ONE, wspo),
+        reported("stage 2 adds to a converged stage 1", names.CONVERGED_DPO, [names.CONVERGED]),
+        reported("WeakSFT recovers part of the gap", names.WEAK_SFT, [names.WEAK_ALIGNED]),
+        reported("auxiliary confidence recovers part of the gap", names.AUX_CONF, [names.WEAK_ALIGNED]),
     ]
 
 

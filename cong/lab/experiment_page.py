@@ -14,7 +14,7 @@ from cong.lab.experiment_tables import (
     models_table,
     weak_table,
 )
-from cong.lab.measure import CEILING, CONG, CONG_S, STRONG_BASE, WEAK_ALIGNED, WEAK_SFT
+from cong.lab.names import CEILING, CONG, CONG_S, STRONG_BASE, WEAK_ALIGNED, WEAK_SFT
 from cong.lab.results import ExperimentResult, SeedResult
 from cong.report import (
     Axis,

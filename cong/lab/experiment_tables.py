@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from cong.lab.claims import Verdict, is_pair_sound
-from cong.lab.measure import CONG
+from cong.lab.names import CONG
 from cong.lab.results import ExperimentResult, SeedResult, SetResult
 from cong.lab.views import estimate
 from cong.report import Cell, Column, Estimate, Table

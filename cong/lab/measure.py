@@ -6,13 +6,12 @@ progress.
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from statistics import fmean
 
 from transformers import LlamaForCausalLM
 
 from cong.config.lab import LabConfig, TrainingSettings
-from cong.lab.answers import Answer, ask, head_health, summarize
+from cong.lab.answers import Answer, ask
 from cong.lab.decodings import (
     ALIGNED,
     BASE,
@@ -21,7 +20,26 @@ from cong.lab.decodings import (
     contrastive_decodings,
     plain_decodings,
 )
-from cong.lab.results import CorrelationResult, HealthResult, ModelResult, PairsResult, SeedResult, SetResult
+from cong.lab.names import (
+    AUX_CONF,
+    CEILING,
+    CONG,
+    CONG_ONE,
+    CONG_S,
+    CONVERGED,
+    CONVERGED_DPO,
+    LABEL_DECODINGS,
+    MATCHED,
+    OWN,
+    PLAIN_DPO,
+    PREFERENCES,
+    STRONG_BASE,
+    WEAK_ALIGNED,
+    WEAK_CONVERGED,
+    temperature_name,
+    wspo_name,
+)
+from cong.lab.results import CorrelationResult, HealthResult, ModelResult, PairsResult, SeedResult
 from cong.lab.stages import (
     Trained,
     align,
@@ -36,83 +54,12 @@ from cong.lab.stages import (
     sample_labels,
     sample_own,
 )
+from cong.lab.summaries import head_health, relate_rewards, summarize
 from cong.lab.trainer import Example, response_logprobs
 from cong.objectives import SFT, WSPO, AuxConf
 from cong.schemas import SamplingParameters
-from cong.statistics import (
-    Interval,
-    bootstrap_interval,
-    normal_interval,
-    paired_interval,
-    pearson,
-    performance_gap_recovered,
-    quantile_means,
-    spearman,
-)
+from cong.statistics import paired_interval, performance_gap_recovered
 from cong.telemetry import Progress
-
-WEAK_ALIGNED = "weak aligned"
-STRONG_BASE = "strong base"
-WEAK_SFT = "WeakSFT"
-CONG_S = "ConG-S"
-CONG = "ConG"
-CONG_ONE = "ConG, 1 DPO epoch"
-PLAIN_DPO = "WeakSFT + DPO, plain chosen"
-MATCHED = "ConG-S, 2 epochs (step-matched)"
-CONVERGED = "ConG-S, 3 epochs lr 4e-4 (converged)"
-CONVERGED_DPO = "converged ConG-S + DPO"
-WEAK_CONVERGED = "WeakSFT, 3 epochs lr 4e-4"
-OWN = "own samples of ConG-S (rejected in stage 2)"
-CEILING = "ceiling (SFT on gold)"
-AUX_CONF = "AuxConf"
-PREFERENCES = "DPO on gold preferences"
-
-LABEL_DECODINGS = {
-    ALIGNED: WEAK_SFT,
-    "aligned T=0.8 top-p 0.95": "WeakSFT, T=0.8 top-p 0.95",
-    "aligned T=0.5": "WeakSFT, T=0.5",
-    "aligned greedy": "WeakSFT, greedy",
-    "aligned min-p 0.1": "WeakSFT, min-p 0.1",
-}
-"""Decoding of the aligned model -> name of the strong model that imitates it."""
-
-
-def wspo_name(gamma: float) -> str:
-    """Name of the strong model trained by WSPO."""
-    return f"WSPO gamma={gamma:g}"
-
-
-def temperature_name(temperature: float) -> str:
-    """Name of an evaluation temperature."""
-    return f"T={temperature:g}" if temperature else "greedy"
-
-
-def set_result(answers: Sequence[Answer]) -> SetResult:
-    """A set of answers as a record."""
-    summary = asdict(summarize(answers))
-    summary["reward"] = normal_interval([answer.reward for answer in answers])
-    return SetResult(**summary)
-
-
-def correlation_result(answers: Sequence[Answer]) -> CorrelationResult:
-    """Implicit against gold reward over a set of answers whose networks begin with the weak pair."""
-    means = [answer.implicit_reward_mean for answer in answers]
-    sums = [answer.implicit_reward_sum for answer in answers]
-    rewards = [answer.reward for answer in answers]
-    if len(set(rewards)) == 1:
-        # Correlation is not defined; rewards that do not vary show no relation.
-        return CorrelationResult(
-            pearson=Interval(0.0, 0.0, 0.0),
-            spearman=0.0,
-            pearson_of_sum=0.0,
-            reward_by_quartile=tuple(quantile_means(means, rewards)),
-        )
-    return CorrelationResult(
-        pearson=bootstrap_interval([means, rewards], pearson),
-        spearman=spearman(means, rewards),
-        pearson_of_sum=pearson(sums, rewards),
-        reward_by_quartile=tuple(quantile_means(means, rewards)),
-    )
 
 
 class SeedMeasurement:
@@ -162,13 +109,13 @@ class SeedMeasurement:
             self._report(name)
         for name in (CONTRASTIVE, alpha_name(1.0)):
             if name in self.weak:
-                self.health[name] = HealthResult(**asdict(head_health(self.aligned, self.weak[name])))
+                self.health[name] = head_health(self.aligned, self.weak[name])
         # The same draws as plain sampling of one of the pair, but scored under both.
         for name, weights in {"base": (0.0, 1.0), "aligned": (1.0, 0.0)}.items():
             unmixed = plain[ALIGNED].model_copy(update={"weights": weights})
             answers = self._ask(pair, unmixed)
-            self.correlations[f"{name} samples"] = correlation_result(answers)
-        self.correlations["contrastive samples"] = correlation_result(self.weak[CONTRASTIVE])
+            self.correlations[f"{name} samples"] = relate_rewards(answers)
+        self.correlations["contrastive samples"] = relate_rewards(self.weak[CONTRASTIVE])
         self._report("correlations")
 
     def measure_alignments(self) -> None:
@@ -181,11 +128,11 @@ class SeedMeasurement:
             rewards = {}
             for name in (ALIGNED, "aligned T=0.5", "aligned greedy", "aligned min-p 0.1"):
                 summary = summarize(self._ask([aligned], plain[name]))
-                rewards[name] = summary.reward
+                rewards[name] = summary.reward.mean
                 if name == ALIGNED:
                     self.stray_shares[f"{beta:g}"] = summary.stray_share
             for name in (CONTRASTIVE, greedy):
-                rewards[name] = summarize(self._ask([aligned, self.base], contrastive[name])).reward
+                rewards[name] = summarize(self._ask([aligned, self.base], contrastive[name])).reward.mean
             self.alignments[f"{beta:g}"] = rewards
             self._report(f"alignment with beta {beta:g}")
 
@@ -302,20 +249,24 @@ class SeedMeasurement:
     def result(self, compared: Sequence[tuple[str, str]]) -> SeedResult:
         """Everything measured; `compared` names the sets whose difference is wanted."""
         primary = temperature_name(self.config.evaluation.temperatures[0])
-        mean = {name: summarize(sets[primary]).reward for name, sets in self.strong_answers.items()}
+        found = {
+            name: {temperature: summarize(answers) for temperature, answers in sets.items()}
+            for name, sets in self.strong_answers.items()
+        }
+        mean = {name: sets[primary].reward.mean for name, sets in found.items()}
         models = {
             name: ModelResult(
-                by_temperature={temperature: set_result(answers) for temperature, answers in sets.items()},
+                by_temperature=sets,
                 performance_gap_recovered=performance_gap_recovered(mean[name], mean[WEAK_ALIGNED], mean[CEILING]),
                 num_examples=self.num_examples[name][0],
                 num_left_out=self.num_examples[name][1],
             )
-            for name, sets in self.strong_answers.items()
+            for name, sets in found.items()
         }
         return SeedResult(
             seed=self.config.seed,
-            weak={name: set_result(answers) for name, answers in self.weak.items()},
-            labels={name: set_result(answers) for name, answers in self.labels.items()},
+            weak={name: summarize(answers) for name, answers in self.weak.items()},
+            labels={name: summarize(answers) for name, answers in self.labels.items()},
             models=models,
             correlations=self.correlations,
             health=self.health,

@@ -19,9 +19,10 @@ class SetResult(Record):
     good_ending_share: float
     mean_num_tokens: float
     empty_share: float
+    """Answers that end at once: a preference loss may leak probability there, because no pair contains it."""
     truncated_share: float
     stray_share: float
-    """Answers that begin with neither opening."""
+    """Answers that begin with neither opening: where probability goes that a preference loss pushed off both."""
 
 
 class ModelResult(Record):
@@ -52,7 +53,9 @@ class HealthResult(Record):
 
     mean_head_size: float
     single_head_share: float
+    """Steps whose head set is one token: contrast cannot act there."""
     changed_pick_share: float
+    """Tokens drawn that are not the aligned model's best."""
     num_floored: int
 
 

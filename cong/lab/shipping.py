@@ -10,13 +10,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import nn
 
 from cong.config.lab import LabConfig
 from cong.errors import ConfigError
-from cong.lab.answers import ask, summarize
+from cong.lab.answers import ask
 from cong.lab.bases import SHIPPED, SHIPPED_SEED, SIZES, base_recipe, make_base
 from cong.lab.cache import problem_with, seal
 from cong.lab.networks import load_network, prompt_ids, response_ids
@@ -99,7 +100,8 @@ def check_shipped(config: LabConfig, shipped: Path = SHIPPED) -> Iterator[Compar
             make_base(config, size, Path(folder))
             networks = load_network(shipped / recipe.kind), load_network(Path(folder))
         weights = zip(networks[0].parameters(), networks[1].parameters(), strict=True)
-        rewards = [summarize(ask([network], prompts, plain, "evaluation", config.seed)).reward for network in networks]
+        answers = [ask([network], prompts, plain, "evaluation", config.seed) for network in networks]
+        rewards = [fmean(answer.reward for answer in of_one) for of_one in answers]
         yield Comparison(
             size=size,
             problem=problem_with(shipped / recipe.kind, recipe),

@@ -7,8 +7,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from cong.config.lab import LabConfig
-from cong.lab.answers import Answer, ask, head_health, summarize
-from cong.lab.measure import correlation_result
+from cong.lab.answers import Answer, ask
 from cong.lab.networks import EOS_ID, decode, prompt_ids, response_ids
 from cong.lab.sampler import ReferenceSample
 from cong.lab.stages import (
@@ -23,6 +22,7 @@ from cong.lab.stages import (
     preference_examples,
     training_prompts,
 )
+from cong.lab.summaries import head_health, relate_rewards, summarize
 from cong.lab.world import gold_reward, ideal_response, is_test_only, judge, parts_of_prompt
 from cong.schemas import FinishReason, SamplingParameters
 
@@ -90,7 +90,7 @@ def test_summary_by_hand() -> None:
         answer("Sdbgaf=", "xabdfg".replace("x", "b"), "length"),
     ]
     summary = summarize(answers)
-    assert summary.reward == pytest.approx((1.0 + 0.5 + 0.0 + 0.5 * (5 / 6) ** 3) / 4)
+    assert summary.reward.mean == pytest.approx((1.0 + 0.5 + 0.0 + 0.5 * (5 / 6) ** 3) / 4)
     assert summary.good_opening_share == 0.25
     assert summary.exact_body_share == 0.5
     assert summary.good_ending_share == 0.25
@@ -109,14 +109,14 @@ def test_implicit_reward_sums_the_log_ratio_of_the_pair() -> None:
 def test_correlation_of_a_made_up_relation() -> None:
     texts = [">abdfg.", "!abdfg.", "!dbgaf.", "!ceeee;ab"] * 10
     answers = [answer("Sdbgaf=", text, ratio=gold_reward("Sdbgaf=", text)) for text in texts]
-    result = correlation_result(answers)
+    result = relate_rewards(answers)
     assert result.pearson.mean == pytest.approx(1.0)
     assert result.spearman == pytest.approx(1.0)
     assert result.reward_by_quartile == tuple(sorted(result.reward_by_quartile))
 
 
 def test_rewards_that_never_vary_show_no_relation() -> None:
-    result = correlation_result([answer("Sdbgaf=", ">abdfg.", ratio=ratio) for ratio in (0.1, 0.2, 0.3, 0.4)])
+    result = relate_rewards([answer("Sdbgaf=", ">abdfg.", ratio=ratio) for ratio in (0.1, 0.2, 0.3, 0.4)])
     assert (result.pearson.mean, result.spearman) == (0.0, 0.0)
 
 
