@@ -1,11 +1,13 @@
 """What HTTP and Serve cost on top of the engine, what happens beyond capacity, and whether anything leaks.
 
     python bench/serve.py --launcher uvicorn ray --json docs/results/serve.json
+    python bench/serve.py --launcher ray --only pace --seconds 30
     python bench/serve.py --launcher ray --only soak --soak-minutes 60
 
 Engine alone and service take turns on the same pair and the same work; figures are medians over `--rounds`. The load
-generator shares the machine with what it measures. Beyond capacity a request must be answered or refused at once, and
-memory and handles must stay flat while a tenth of the callers leaves early.
+generator shares the machine with what it measures. Beyond capacity a request must be answered or refused at once; with
+an engine of even pace, as an accelerator's is, whoever is answered waits no longer than the queue is long. Memory and
+handles must stay flat while a tenth of the callers leaves early.
 """
 
 import argparse
@@ -35,12 +37,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from load import Outcome, Shot, Target, arrivals, fire, keep_busy, percentile, sample_body, summarise
 from processes import Elsewhere, Watch
-from workload import Work, conditions, make_pair, summary, write_json
+from workload import PACED_STEP_S, Work, conditions, make_pair, summary, write_json
 
 from cong.client import Client
 from cong.config import RunConfig
 from cong.config.loading import check
 from cong.engine import Engine, EngineProtocol, Generate
+from cong.errors import Unavailable
 from cong.models import load_networks
 from cong.schemas import Prompt, SamplingParameters
 
@@ -49,7 +52,12 @@ SEATS = 64
 READY_S = 180.0
 STOP_S = 90.0
 LOADS = (0.5, 0.8, 1.2, 10.0)
-PARTS = ("throughput", "cost", "overload", "soak")
+PARTS = ("throughput", "cost", "overload", "pace", "soak")
+SHIPPED, PACED = "serve.app:build", "bench.paced:build"
+"""The application as users deploy it, and the same with an engine of even pace."""
+PACED_SPREAD = 0.75
+PACED_WAITING = SEATS // 8
+"""Who waits for one of so many seats waits about an eighth of a request's time."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,11 @@ def settings(pair: tuple[Path, Path], options: argparse.Namespace) -> dict[str, 
     }
 
 
-def serve_file(config: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def serve_file(config: dict[str, Any], options: argparse.Namespace, import_path: str) -> dict[str, Any]:
     """The shipped file for laptops with these settings, and room at the replica, so that nothing waits at the proxy."""
     content: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "config-lab.yaml").read_text())
     (application,) = content["applications"]
+    application["import_path"] = import_path
     application["args"] = {**config, "resources": {"num_cpus": 1}}
     (deployment,) = application["deployments"]
     deployment |= {
@@ -104,7 +113,7 @@ def serve_file(config: dict[str, Any], options: argparse.Namespace) -> dict[str,
 
 @contextlib.contextmanager
 def start_service(
-    launcher: str, config: dict[str, Any], folder: Path, options: argparse.Namespace
+    launcher: str, config: dict[str, Any], folder: Path, options: argparse.Namespace, import_path: str = SHIPPED
 ) -> Iterator[Running]:
     """The application on a bare ASGI server, or on a Ray of its own, in processes of their own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -115,8 +124,9 @@ def start_service(
         command = [sys.executable, "-m", "bench.uvicorn_process", str(file)]
     else:
         file = folder / "serve.yaml"
-        file.write_text(yaml.safe_dump(serve_file(config, options)))
-        command = [sys.executable, "-m", "serve", "--config", str(file), "--port", str(port), "--num-cpus", "2"]
+        file.write_text(yaml.safe_dump(serve_file(config, options, import_path)))
+        command = [sys.executable, "-m", "serve", "--config", str(file), "--application", import_path]
+        command += ["--port", str(port), "--num-cpus", "2"]
     log = (folder / f"{launcher}.log").open("ab")
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     url = f"http://127.0.0.1:{port}"
@@ -124,6 +134,9 @@ def start_service(
         with Client(url, "") as client:
             client.wait_ready(READY_S)
         yield Running(url, process.pid)
+    except Unavailable:
+        sys.stderr.write((folder / f"{launcher}.log").read_text()[-4000:])
+        raise
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -210,14 +223,20 @@ def cost(engine: Engine, running: Running, options: argparse.Namespace) -> dict[
     }
 
 
-def _shots(rate: float, seconds: float, options: argparse.Namespace, seed: int, leaving: float = 0.0) -> list[Shot]:
+def _shots(
+    rate: float, seconds: float, options: argparse.Namespace, seed: int, leaving: float = 0.0, spread: float = 0.0
+) -> list[Shot]:
+    """Lengths lie within a share of `new_tokens` of it."""
     rng = random.Random(seed)
     prompts = Work(64, options.prompt_tokens, options.new_tokens).prompts(seed)
     return [
         Shot(
             due_s,
             sample_body(
-                {"token_ids": rng.choice(prompts)}, num_tokens=options.new_tokens, seed=seed + number, form="tokens"
+                {"token_ids": rng.choice(prompts)},
+                num_tokens=round(options.new_tokens * (1 + spread * rng.uniform(-1, 1))),
+                seed=seed + number,
+                form="tokens",
             ),
             rng.randrange(1, options.new_tokens // 2) if rng.random() < leaving else None,
         )
@@ -225,18 +244,17 @@ def _shots(rate: float, seconds: float, options: argparse.Namespace, seed: int, 
     ]
 
 
-def overload(running: Running, options: argparse.Namespace) -> dict[str, Any]:
+def overload(running: Running, options: argparse.Namespace, spread: float = 0.0) -> dict[str, Any]:
     """Open loop below, at and far beyond what the service can do."""
     work = Work(options.clients, options.prompt_tokens, options.new_tokens)
     rate = statistics.median(service_tokens_per_s(running, work, 6000 + n, options.clients, "tokens") for n in range(3))
     capacity = rate / options.new_tokens
     rows = []
     for number, load in enumerate(LOADS):
-        shots = _shots(load * capacity, options.seconds, options, 100 * number)
+        shots = _shots(load * capacity, options.seconds, options, 100 * number, spread=spread)
         outcomes = asyncio.run(fire(running.target, shots, options.seconds + 60.0))
         rows.append({"load": load, **summarise(outcomes, options.seconds)})
         _store_lines(options, f"load-{load}", outcomes)
-    least = rows[0]
     return {
         "capacity_requests_per_s": capacity,
         "loads": rows,
@@ -248,10 +266,19 @@ def overload(running: Running, options: argparse.Namespace) -> dict[str, Any]:
                 for row in rows
             ),
             "p99 of refusals under 100 ms": all((row["refusal_s_p99"] or 0.0) < 0.1 for row in rows),
-            "p99 of accepted at 10 x under twice that at 0.5 x": (rows[-1]["total_s_p99"] or 0.0)
-            < 2 * (least["total_s_p99"] or 0.0),
         },
     }
+
+
+def pace(running: Running, options: argparse.Namespace) -> dict[str, Any]:
+    """The same with an engine that does not slow down: what is left of waiting is the queue's doing.
+
+    Requests are of mixed lengths: those of one length, begun together, free all seats at once.
+    """
+    found = overload(running, options, PACED_SPREAD)
+    calm, flooded = (found["loads"][number]["total_s_p99"] or 0.0 for number in (0, -1))
+    found["promises"]["p99 of accepted at 10 x under twice that at 0.5 x"] = flooded < 2 * calm
+    return {"step_s": PACED_STEP_S, "max_waiting": PACED_WAITING, "spread": PACED_SPREAD, **found}
 
 
 def soak(running: Running, options: argparse.Namespace) -> dict[str, Any]:
@@ -321,9 +348,11 @@ def show(launcher: str, result: dict[str, Any], console: Console) -> None:
         for name in found["request_s"]:
             per_request, per_token = 1e3 * found["request_s"][name], 1e3 * found["token_s"][name]
             console.print(f"{launcher}, {name}: {per_request:.2f} ms a request, {per_token:.3f} ms a token")
-    if found := result.get("overload"):
+    for part in ("overload", "pace"):
+        if (found := result.get(part)) is None:
+            continue
         columns = ("load", "complete", "refused", "first token p99", "total p99", "refusal p99", "sent late p99")
-        table = Table(*columns, title=f"{launcher}: capacity {found['capacity_requests_per_s']:.1f} requests/s")
+        table = Table(*columns, title=f"{launcher}, {part}: capacity {found['capacity_requests_per_s']:.1f} requests/s")
         for row in found["loads"]:
             names = ("first_token_s_p99", "total_s_p99", "refusal_s_p99", "late_s_p99")
             times = [f"{row[name]:.3f} s" if row[name] is not None else "" for name in names]
@@ -344,23 +373,34 @@ def show(launcher: str, result: dict[str, Any], console: Console) -> None:
 
 def measure(launcher: str, engine: Engine, pair: tuple[Path, Path], options: argparse.Namespace) -> dict[str, Any]:
     """Every part that was asked for, on one launcher."""
-    with (
-        tempfile.TemporaryDirectory() as name,
-        start_service(launcher, settings(pair, options), Path(name), options) as running,
-    ):
-        result: dict[str, Any] = {}
-        for part in options.only:
+    config = settings(pair, options)
+    result: dict[str, Any] = {}
+    if parts := [part for part in options.only if part != "pace"]:
+        with tempfile.TemporaryDirectory() as name, start_service(launcher, config, Path(name), options) as running:
+            for part in parts:
+                elsewhere = Elsewhere(running.pid)
+                if part == "throughput":
+                    result[part] = throughput(engine, running, options)
+                elif part == "cost":
+                    result[part] = cost(engine, running, options)
+                elif part == "overload":
+                    result[part] = overload(running, options)
+                else:
+                    result[part] = soak(running, options)
+                result[part]["cores_busy_elsewhere"] = elsewhere.cores()
+    if "pace" in options.only and launcher == "ray":
+        tiny = make_pair(options.cache.absolute() / "tiny", num_layers=1, width=64)
+        config = settings(tiny, options)
+        config["num_threads"] = 1
+        config["service"]["max_waiting"] = PACED_WAITING
+        with (
+            tempfile.TemporaryDirectory() as name,
+            start_service(launcher, config, Path(name), options, PACED) as running,
+        ):
             elsewhere = Elsewhere(running.pid)
-            if part == "throughput":
-                result[part] = throughput(engine, running, options)
-            elif part == "cost":
-                result[part] = cost(engine, running, options)
-            elif part == "overload":
-                result[part] = overload(running, options)
-            else:
-                result[part] = soak(running, options)
-            result[part]["cores_busy_elsewhere"] = elsewhere.cores()
-        return result
+            result["pace"] = pace(running, options)
+            result["pace"]["cores_busy_elsewhere"] = elsewhere.cores()
+    return result
 
 
 def store(
@@ -380,7 +420,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="store the figures with their conditions")
     parser.add_argument("--lines", type=Path, help="folder for the outcome of every single request")
     parser.add_argument("--launcher", nargs="*", choices=("uvicorn", "ray"), default=["uvicorn", "ray"])
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=["throughput", "cost", "overload"])
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=["throughput", "cost", "overload", "pace"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--turns", type=int, default=4, help="requests of each client, one after the other")

@@ -15,6 +15,8 @@ import transformers
 from tokenizers.models import WordLevel
 
 VOCAB = 4096
+PACED_STEP_S = 0.05
+"""A step of an engine of even pace, however many sequences are in it."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,15 @@ class Work:
         return ids
 
 
-def make_network(folder: Path, seed: int) -> Path:
-    """A random Llama of 6 layers, 256 wide, 4 heads, 4,096 words, with a tokenizer."""
+def make_network(folder: Path, seed: int, num_layers: int, width: int) -> Path:
+    """A random Llama of 4 heads and 4,096 words, with a tokenizer."""
     if (folder / "model.safetensors").exists():
         return folder
     config = transformers.LlamaConfig(
         vocab_size=VOCAB,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=6,
+        hidden_size=width,
+        intermediate_size=width * 43 // 16,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=1024,
@@ -67,9 +69,12 @@ def make_network(folder: Path, seed: int) -> Path:
     return folder
 
 
-def make_pair(root: Path) -> tuple[Path, Path]:
+def make_pair(root: Path, num_layers: int = 6, width: int = 256) -> tuple[Path, Path]:
     """The two networks of the benchmark, made once."""
-    return make_network(root / "aligned", 0), make_network(root / "base", 1)
+    return (
+        make_network(root / "aligned", 0, num_layers, width),
+        make_network(root / "base", 1, num_layers, width),
+    )
 
 
 def summary(values: list[float]) -> dict[str, float]:

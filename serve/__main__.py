@@ -48,6 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="one argument of the application, such as models.device=cuda; any number of times",
     )
+    parser.add_argument(
+        "--application",
+        metavar="MODULE:NAME",
+        help="the builder that the file names, where it is one of your own around serve.app.bind",
+    )
     parser.add_argument("--host", help="listen here instead; what other machines can reach needs API keys")
     parser.add_argument("--port", type=int, help="listen on this port instead")
     parser.add_argument("--num-cpus", type=int, help="processors that Ray may count on (default: those that are there)")
@@ -80,11 +85,11 @@ def run(options: argparse.Namespace) -> int:
 def run_in(folder: Path, options: argparse.Namespace) -> int:
     """Serve until told to stop, with sockets, logs and token in a folder."""
     # Ray reads its environment when it is imported, so not before now.
-    from serve.files import read_serve_file
+    from serve.files import IMPORT_PATH, read_serve_file
     from serve.local import DASHBOARD_PORT, LocalRay, deploy, describe, drain_and_stop, wait_running
 
     http = {name: value for name, value in (("host", options.host), ("port", options.port)) if value is not None}
-    file = read_serve_file(options.config, options.overrides, http)
+    file = read_serve_file(options.config, options.overrides, http, options.application or IMPORT_PATH)
     if options.dry_run:
         print(f"# {options.config}: in order; {file.name} would listen at {file.url}")
         print(dump_config(file.args), end="")

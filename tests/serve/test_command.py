@@ -34,6 +34,17 @@ def test_a_dry_run_shows_what_it_resolves_to(path: str, capsys: pytest.CaptureFi
     assert "max_running: 33" in shown
 
 
+def test_a_builder_of_one_s_own_is_named_in_the_file_and_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(DEFAULT_FILE.read_text().replace("serve.app:build", "mine.app:build"))
+    command = ["--config", str(file), "--dry-run"]
+    assert main([*command, "--application", "mine.app:build"]) == 0
+    assert main(command) == 2
+    assert "0 of 1 applications have serve.app:build" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
