@@ -42,6 +42,7 @@ from workload import PACED_STEP_S, Work, conditions, make_pair, summary, write_j
 from cong.client import Client
 from cong.config import RunConfig
 from cong.config.loading import check
+from cong.config.serving import IMPORT_PATH
 from cong.engine import Engine, EngineProtocol, Generate
 from cong.errors import Unavailable
 from cong.models import load_networks
@@ -53,9 +54,8 @@ READY_S = 180.0
 STOP_S = 90.0
 LOADS = (0.5, 0.8, 1.2, 10.0)
 PARTS = ("throughput", "cost", "overload", "pace", "soak")
-SHIPPED, PACED = "serve.app:build", "bench.paced:build"
-"""The application as users deploy it, and the same with an engine of even pace."""
-PACED_SPREAD = 0.75
+PACED = "bench.paced:build"
+"""The application with an engine of even pace."""
 PACED_WAITING = SEATS // 8
 """Who waits for one of so many seats waits about an eighth of a request's time."""
 
@@ -113,7 +113,7 @@ def serve_file(config: dict[str, Any], options: argparse.Namespace, import_path:
 
 @contextlib.contextmanager
 def start_service(
-    launcher: str, config: dict[str, Any], folder: Path, options: argparse.Namespace, import_path: str = SHIPPED
+    launcher: str, config: dict[str, Any], folder: Path, options: argparse.Namespace, import_path: str = IMPORT_PATH
 ) -> Iterator[Running]:
     """The application on a bare ASGI server, or on a Ray of its own, in processes of their own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -273,12 +273,12 @@ def overload(running: Running, options: argparse.Namespace, spread: float = 0.0)
 def pace(running: Running, options: argparse.Namespace) -> dict[str, Any]:
     """The same with an engine that does not slow down: what is left of waiting is the queue's doing.
 
-    Requests are of mixed lengths: those of one length, begun together, free all seats at once.
+    Those of one length, begun together, would free all seats at once: `--spread 0`.
     """
-    found = overload(running, options, PACED_SPREAD)
+    found = overload(running, options, options.spread)
     calm, flooded = (found["loads"][number]["total_s_p99"] or 0.0 for number in (0, -1))
     found["promises"]["p99 of accepted at 10 x under twice that at 0.5 x"] = flooded < 2 * calm
-    return {"step_s": PACED_STEP_S, "max_waiting": PACED_WAITING, "spread": PACED_SPREAD, **found}
+    return {"step_s": PACED_STEP_S, "max_waiting": PACED_WAITING, **found}
 
 
 def soak(running: Running, options: argparse.Namespace) -> dict[str, Any]:
@@ -426,6 +426,9 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=4, help="requests of each client, one after the other")
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument(
+        "--spread", type=float, default=0.75, help="of lengths in `pace`: new tokens within this share of --new-tokens"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load in the open loop")
     parser.add_argument("--max-waiting", type=int, default=64, help="of the service: samples without a seat")
     parser.add_argument("--max-ongoing", type=int, default=1024, help="of Serve: requests that the replica holds")

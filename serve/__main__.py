@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cong.config import dump_config
+from cong.config.serving import IMPORT_PATH
 from cong.errors import ConfigError, CongError
 from serve.private import TOKEN, make_private
 
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--application",
         metavar="MODULE:NAME",
+        default=IMPORT_PATH,
         help="the builder that the file names, where it is one of your own around serve.app.bind",
     )
     parser.add_argument("--host", help="listen here instead; what other machines can reach needs API keys")
@@ -85,11 +87,11 @@ def run(options: argparse.Namespace) -> int:
 def run_in(folder: Path, options: argparse.Namespace) -> int:
     """Serve until told to stop, with sockets, logs and token in a folder."""
     # Ray reads its environment when it is imported, so not before now.
-    from serve.files import IMPORT_PATH, read_serve_file
+    from serve.files import read_serve_file
     from serve.local import DASHBOARD_PORT, LocalRay, deploy, describe, drain_and_stop, wait_running
 
     http = {name: value for name, value in (("host", options.host), ("port", options.port)) if value is not None}
-    file = read_serve_file(options.config, options.overrides, http, options.application or IMPORT_PATH)
+    file = read_serve_file(options.config, options.overrides, http, options.application)
     if options.dry_run:
         print(f"# {options.config}: in order; {file.name} would listen at {file.url}")
         print(dump_config(file.args), end="")
