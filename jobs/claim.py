@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from cong.errors import ConfigError, CongError
-from cong.train.durable import make_folder, sync_folder, write_file
+from cong.files import make_folder, sync_folder, write_file
 
 logger = logging.getLogger(__name__)
 

@@ -55,12 +55,11 @@ def placed(config: RunConfig, folder: Path, *, is_unpacked: bool = False) -> Run
 
 def require_storage(config: RunConfig) -> None:
     """Refuse a folder that this machine cannot write into, and a store of checkpoints that does not answer."""
-    from cong.train.durable import make_folder, write_file
+    from cong.files import write_file
     from cong.train.remote import RemoteCheckpoints
 
     folder, settings = config.output_dir, config.train.checkpoints
     try:
-        make_folder(folder)
         probe = folder / ".writable"
         write_file(probe, b"")
         probe.unlink(missing_ok=True)

@@ -23,8 +23,8 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from cong.config import RunConfig
 from cong.errors import CheckpointError, ConfigError, CongError, MissingExtra, ModelError
+from cong.files import write_file
 from cong.train.backend import BackendFactory
-from cong.train.durable import make_folder, write_file
 from cong.train.loop import Progress, StepReport
 from cong.train.run import Outcome, train
 from cong.train.stopping import StopRequest
@@ -170,7 +170,6 @@ def require_same_folder(task: Task, rank: int, world_size: int) -> None:
     here = f"rank {rank} on {socket.gethostname()}"
     remedy = "output_dir must be a folder that every machine sees and may write to; set training_job.storage_root"
     try:
-        make_folder(folder / FOLDER)
         write_file(probes[rank], token.encode())
     except OSError as error:
         raise ConfigError(f"{here} cannot write into {folder}: {error}; {remedy}") from error
@@ -188,7 +187,6 @@ def require_same_folder(task: Task, rank: int, world_size: int) -> None:
 def write_token(folder: Path) -> str:
     """What the driver leaves for its workers to find."""
     token = uuid.uuid4().hex
-    make_folder(folder / FOLDER)
     for path in (folder / FOLDER).glob("probe-*"):
         path.unlink(missing_ok=True)
     write_file(folder / FOLDER / TOKEN, token.encode())

@@ -14,7 +14,7 @@ LIBRARY = ROOT / "cong"
 FLOORS: list[set[str]] = [
     {"errors"},
     {"schemas"},
-    {"config", "wire"},
+    {"config", "wire", "files"},
     {"decoding", "objectives", "statistics"},
     {"models", "prompts", "stream", "telemetry", "report", "client", "cluster"},
     {"engine", "train"},

@@ -54,16 +54,16 @@ def _demo(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return print_config(config)
     _require_report()
+    from cong.files import write_file
     from cong.lab.chain import run_chain
     from cong.lab.chain_files import write_chain
     from cong.lab.chain_page import gains_table, results_table
     from cong.lab.software import software_versions
     from cong.report import to_rich
-    from cong.report.atomic import write_atomically
 
     cache, num_threads = _prepare(config)
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.output_dir / "config.yaml", dump_config(config).encode())
+    write_file(config.output_dir / "config.yaml", dump_config(config).encode())
     started_s = time.monotonic()
     chain = run_chain(config.lab, cache)
     seconds = round(time.monotonic() - started_s)
@@ -104,12 +104,12 @@ def _experiment(arguments: argparse.Namespace) -> int:
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds is {arguments.seeds}; give at least 1")
     _require_report()
+    from cong.files import write_file
     from cong.lab.claims import judge_claims
     from cong.lab.experiment import claims_of, run_experiment
     from cong.lab.experiment_page import experiment_page
     from cong.lab.experiment_tables import terminal_tables
     from cong.report import to_rich, write_html, write_markdown
-    from cong.report.atomic import write_atomically
 
     cache, _ = _prepare(config)
     result = run_experiment(config.lab, cache, arguments.seeds)
@@ -122,7 +122,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
     files = {"results": stored, "report": html} | ({"page": arguments.docs} if arguments.docs else {})
     for path in files.values():
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(stored, (result.model_dump_json(indent=1) + "\n").encode())
+    write_file(stored, (result.model_dump_json(indent=1) + "\n").encode())
     write_html(page, html)
     if arguments.docs:
         write_markdown(page, arguments.docs)

@@ -17,9 +17,9 @@ from cong.evaluation.page import evaluation_page
 from cong.evaluation.results import EvaluationResult, MisfitResult
 from cong.evaluation.sampling import gather, network_of
 from cong.evaluation.summary import Sets, summarise
+from cong.files import write_file
 from cong.models import join_networks, load_networks
 from cong.report import write_html, write_markdown
-from cong.report.atomic import write_atomically
 from cong.schemas import Prompt
 
 logger = logging.getLogger(__name__)
@@ -95,9 +95,9 @@ def write_evaluation(evaluation: Evaluation, config: RunConfig) -> dict[str, Pat
         "report": folder / "report.html",
         "page": folder / "report.md",
     }
-    write_atomically(files["config"], dump_config(config).encode())
-    write_atomically(files["result"], (evaluation.result.model_dump_json(indent=1) + "\n").encode())
-    write_atomically(files["answers"], _judged_lines(evaluation).encode())
+    write_file(files["config"], dump_config(config).encode())
+    write_file(files["result"], (evaluation.result.model_dump_json(indent=1) + "\n").encode())
+    write_file(files["answers"], _judged_lines(evaluation).encode())
     page = evaluation_page(evaluation.result, evaluation.sets, evaluation.judged, config)
     write_html(page, files["report"])
     write_markdown(page, files["page"])

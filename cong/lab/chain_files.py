@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from cong.files import write_file
 from cong.lab.chain import Chain
 from cong.lab.chain_page import chain_page
 from cong.lab.decodings import BASE
@@ -11,7 +12,6 @@ from cong.lab.names import CEILING, CONG, CONG_S, STRONG_BASE, WEAK_ALIGNED, WEA
 from cong.lab.networks import save_network
 from cong.lab.summaries import summarize
 from cong.report import write_html
-from cong.report.atomic import write_atomically
 
 MODEL_FOLDERS = {
     BASE: "weak_base",
@@ -42,6 +42,6 @@ def write_chain(chain: Chain, facts: Mapping[str, str | int | float], folder: Pa
     for name, network in chain.models.items():
         save_network(network, folder / "models" / MODEL_FOLDERS[name])
     results, page = folder / "results.json", folder / "report.html"
-    write_atomically(results, (json.dumps(chain_numbers(chain, facts), indent=1) + "\n").encode())
+    write_file(results, (json.dumps(chain_numbers(chain, facts), indent=1) + "\n").encode())
     write_html(chain_page(chain, facts), page)
     return {"models": folder / "models", "results": results, "report": page}

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cong.config.lab import LabConfig
+from cong.files import write_file
 from cong.lab.bases import get_base
 from cong.lab.cache import Cache
 from cong.lab.networks import save_network
 from cong.lab.stages import held_out_prompts, training_prompts
 from cong.lab.world import draw_pair, generator, ideal_response
-from cong.report.atomic import write_atomically
 
 GOLD_FUNCTION = "cong.lab.world:gold_reward"
 """The world's truth, as a judge of an evaluation names it."""
@@ -54,4 +54,4 @@ def _fresh(folder: Path) -> Path:
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

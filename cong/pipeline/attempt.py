@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from cong.config import RunConfig
+from cong.files import write_file
 from cong.pipeline.ordering import InOrder, Place
-from cong.report.atomic import write_atomically
 from cong.schemas import SampleRecord
 from cong.stream import StreamReader, StreamWriter, open_store
 from cong.stream.identity import read_identity
@@ -89,7 +89,7 @@ class Attempt:
 
     def _save_failures(self) -> None:
         lines = "".join(json.dumps(failure) + "\n" for failure in self._failures)
-        write_atomically(self._folder / FAILURES, lines.encode())
+        write_file(self._folder / FAILURES, lines.encode())
 
     def __enter__(self) -> Self:
         self._save_failures()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cong.config import RunConfig, dump_config
 from cong.errors import ConfigError, PipelineError
+from cong.files import remove_folder, write_file
 from cong.pipeline.board import Board, Standing
 from cong.pipeline.executors import Executor, InProcess, Running
 from cong.pipeline.marker import BEGUN, MARKER, is_begun, read_begun, write_begun, write_marker
@@ -26,10 +27,8 @@ from cong.pipeline.stage import Product, Stage
 from cong.pipeline.stopping import StoppedEarly
 from cong.pipeline.task import Task, task_of
 from cong.pipeline.work import expected_stream, product_of
-from cong.report.atomic import write_atomically
 from cong.stream import StreamReader, open_store
 from cong.stream.identity import read_identity
-from cong.train.durable import remove_folder
 from cong.train.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ def run_pipeline(
     the stage itself."""
     stop = stop or StopRequest()
     with only_one(config.output_dir):
-        write_atomically(config.output_dir / "config.yaml", dump_config(config).encode())
+        write_file(config.output_dir / "config.yaml", dump_config(config).encode())
         board = Board(config)
         wanted = board.up_to(until) if until else board.stages
         for line in board.causes([one for one in board.survey() if one.stage in wanted]):
@@ -251,7 +250,7 @@ def _publish(board: Board) -> Path:
     for path in made.parent.rglob("*"):
         name = path.relative_to(made.parent)
         if path.is_file() and name.name not in (MARKER, BEGUN):
-            write_atomically(board.root / name, path.read_bytes())
+            write_file(board.root / name, path.read_bytes())
     return board.root / made.name
 
 

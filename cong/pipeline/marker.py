@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError
 
 from cong import __version__
 from cong.config.models import NetworkConfig
+from cong.files import write_file
 from cong.pipeline.stage import Product
-from cong.report.atomic import write_atomically
 from cong.schemas import Record
 
 MARKER_VERSION = 1
@@ -103,7 +103,7 @@ def write_marker(
         finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         software={"cong": __version__},
     )
-    write_atomically(folder / MARKER, (marker.model_dump_json(indent=1) + "\n").encode())
+    write_file(folder / MARKER, (marker.model_dump_json(indent=1) + "\n").encode())
     return marker
 
 
@@ -135,7 +135,7 @@ def damage_of(folder: Path, marker: Marker) -> str:
 def write_begun(folder: Path, key: str, recipe: Mapping[str, Any], streams: Mapping[str, str | None]) -> None:
     """Say what a stage's folder is for, before any work; `streams` are the names of those that it reads."""
     content = {"key": key, "streams": dict(streams), "recipe": dict(recipe)}
-    write_atomically(folder / BEGUN, (json.dumps(content, indent=1) + "\n").encode())
+    write_file(folder / BEGUN, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_begun(folder: Path) -> dict[str, str | None] | None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from cong.config import RunConfig
 from cong.errors import ConfigError
+from cong.files import remove_folder
 from cong.pipeline.board import Board, Standing
 from cong.pipeline.conductor import only_one
-from cong.train.durable import remove_folder
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from cong.config.models import ModelsConfig, NetworkConfig
 from cong.config.stream import FollowSettings, ReadSettings, SampleFilter
 from cong.config.train import DataSettings, PairSide
 from cong.errors import CongError
+from cong.files import write_file
 from cong.pipeline.book import CEILING_NAME, FLOOR_NAME
 from cong.pipeline.given import with_prompts
 from cong.pipeline.recipe import own_settings, planned_examples, train_settings
 from cong.pipeline.stage import Kind, Product, Stage
-from cong.report.atomic import write_atomically
 
 STREAM, MODEL = "stream", "model"
 _TASK = "task.json"
@@ -49,7 +49,7 @@ class Task:
             "runs_beside": self.runs_beside,
             "config": self.config.model_dump(mode="json"),
         }
-        write_atomically(self.folder / _TASK, (json.dumps(content, indent=1) + "\n").encode())
+        write_file(self.folder / _TASK, (json.dumps(content, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path) -> "Task":

@@ -11,6 +11,7 @@ from cong.config import RunConfig
 from cong.config.models import NetworkConfig
 from cong.errors import ConfigError, PipelineError
 from cong.evaluation import Evaluation, evaluate, evaluation_page, sweep, write_evaluation
+from cong.files import digest_of, write_file
 from cong.pipeline.asking import sample_there
 from cong.pipeline.attempt import FAILURES, SESSIONS, read_lines
 from cong.pipeline.given import network_product
@@ -21,10 +22,8 @@ from cong.pipeline.stage import Kind, Product
 from cong.pipeline.stopping import Stop, StoppedEarly
 from cong.pipeline.task import MODEL, STREAM, Task
 from cong.report import Samples
-from cong.report.atomic import write_atomically
 from cong.schemas import content_key
 from cong.stream import StreamReader, open_store
-from cong.train.durable import digest_of
 from cong.train.run import train
 from cong.train.stopping import StopRequest
 
@@ -59,12 +58,12 @@ def _import(task: Task, stop: Stop) -> None:
 def _evaluate(task: Task, stop: Stop) -> None:
     found = evaluate(task.config)
     write_evaluation(found, task.config)
-    write_atomically(task.folder / SIDE_BY_SIDE, (json.dumps(_side_by_side(found, task.config)) + "\n").encode())
+    write_file(task.folder / SIDE_BY_SIDE, (json.dumps(_side_by_side(found, task.config)) + "\n").encode())
 
 
 def _sweep(task: Task, stop: Stop) -> None:
     points = [point.model_dump(mode="json") for point in sweep(task.config, task.config.pipeline.alphas)]
-    write_atomically(task.folder / SWEEP, (json.dumps(points, indent=1) + "\n").encode())
+    write_file(task.folder / SWEEP, (json.dumps(points, indent=1) + "\n").encode())
 
 
 def _side_by_side(found: Evaluation, config: RunConfig) -> list[object]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cong.errors import MissingExtra
-from cong.report.atomic import write_atomically
+from cong.files import write_file
 from cong.report.plots import Plot
 from cong.report.theme import COLOURS
 
@@ -38,7 +38,7 @@ def to_svg(plot: Plot, *, is_themed: bool = True) -> str:
 def save_plot(plot: Plot, path: Path) -> None:
     """Write the plot to a `.svg` or `.png` file."""
     assert path.suffix in (".svg", ".png"), f"plots are saved as .svg or .png, not {path.suffix!r}"
-    write_atomically(path, to_svg(plot, is_themed=False).encode() if path.suffix == ".svg" else _savefig(plot, "png"))
+    write_file(path, to_svg(plot, is_themed=False).encode() if path.suffix == ".svg" else _savefig(plot, "png"))
 
 
 def _savefig(plot: Plot, kind: Literal["svg", "png"]) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cong.errors import MissingExtra
-from cong.report.atomic import write_atomically
+from cong.files import write_file
 from cong.report.drawing import save_plot, to_svg
 from cong.report.page import Block, Comparison, Details, Figure, Page, Prose, Response, Samples, Section, Token
 from cong.report.tables import Table, markdown_escape, to_html, to_markdown
@@ -40,7 +40,7 @@ class _Numbered:
 
 def write_html(page: Page, path: Path) -> None:
     """Write the page as one HTML file that needs nothing else."""
-    write_atomically(path, _encoded(html(page)))
+    write_file(path, _encoded(html(page)))
 
 
 def write_markdown(page: Page, path: Path) -> None:
@@ -56,7 +56,7 @@ def write_markdown(page: Page, path: Path) -> None:
         save_plot(figure.plot, figure_path)
     for former in set(folder.glob("figure-*.svg")) - figures.keys():
         former.unlink()
-    write_atomically(path, _encoded(markdown(page, figures_at=folder.name)))
+    write_file(path, _encoded(markdown(page, figures_at=folder.name)))
 
 
 def html(page: Page) -> str:

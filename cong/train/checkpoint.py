@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from cong.errors import CheckpointError
-from cong.train.backend import Backend
-from cong.train.durable import (
+from cong.files import (
     digest_of,
     digests_of,
     files_below,
@@ -31,6 +30,7 @@ from cong.train.durable import (
     write_file,
     write_inside,
 )
+from cong.train.backend import Backend
 from cong.train.ledger import Part, damaged_parts
 
 logger = logging.getLogger(__name__)

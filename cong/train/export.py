@@ -15,9 +15,9 @@ from torch import Tensor
 from cong.config.models import ModelsConfig
 from cong.config.train import TrainConfig
 from cong.errors import CheckpointError
+from cong.files import remove_folder
 from cong.models import Network, open_artefact, read_tensors, save_network, weight_files
 from cong.models.silence import silence
-from cong.train.durable import remove_folder
 from cong.train.lora import add_lora
 from cong.train.trainee import load_by, network_settings
 

@@ -17,12 +17,12 @@ from typing import Self
 
 from cong.config import RunConfig, dump_config
 from cong.errors import ConfigError
+from cong.files import json_bytes, make_folder, write_file
 from cong.models import Network
 from cong.telemetry import progress as show_progress
 from cong.train.arithmetic import StepArithmetic, peak_operations_per_s
 from cong.train.backend import Backend
 from cong.train.curves import draw_curves
-from cong.train.durable import json_bytes, make_folder, write_file
 from cong.train.export import export_network, model_card
 from cong.train.ledger import Ledger
 from cong.train.loop import Progress

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cong.train.durable import digest_of, make_folder, write_file
+from cong.files import digest_of, write_file
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ class Ledger:
         if self._open:
             lines = "".join(json.dumps({"step": number, "keys": keys}) + "\n" for number, keys in self._open)
             name = f"steps-{self._step:08d}-{step:08d}.jsonl"
-            make_folder(self.folder)
             write_file(self.folder / name, lines.encode())
             num_keys = sum(len(keys) for _, keys in self._open)
             self._parts = (*self._parts, Part(name, digest_of(self.folder / name), num_keys))

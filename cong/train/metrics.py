@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from cong.config.train import LoggingSettings
 from cong.errors import ConfigError, MissingExtra
-from cong.report.atomic import write_atomically
+from cong.files import write_file
 
 Values = Mapping[str, float | int]
 
@@ -38,7 +38,7 @@ class JsonLines:
     def __init__(self, path: Path, first_step: int) -> None:
         """Steps from `first_step` on are about to be trained again: their lines go."""
         kept = [line for line in read_metrics(path) if int(line["step"]) < first_step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Values) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import fsspec
 
 from cong.errors import CheckpointError, MissingExtra
+from cong.files import digest_of, files_below, make_folder, remove_folder, sync_file, sync_folder
 from cong.train.checkpoint import MANIFEST, MARKER, folder_name, problem_with
-from cong.train.durable import digest_of, files_below, make_folder, remove_folder, sync_file, sync_folder
 from cong.train.ledger import Part
 
 logger = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from cong.config.train import BatchSettings
+from cong.files import write_file
 from cong.objectives import FrozenNetwork, Needs, policy_scores
 from cong.train.backend import Backend
 from cong.train.data.batch import Example, LogProbs, MicroBatch, TokenIds, make_batch
 from cong.train.data.feed import plan_passes
-from cong.train.durable import make_folder, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,6 @@ class ScoreCache:
         buffer.write(digests + lengths.tobytes() + values.tobytes())
         content = buffer.getvalue()
         name = f"{hashlib.sha256(content).hexdigest()[:40]}.scores"
-        make_folder(self.folder)
         write_file(self.folder / name, content)
         self._names.add(name)
         self._found.update(entries)

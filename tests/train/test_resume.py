@@ -13,7 +13,7 @@ import torch
 from cong.cli import main
 from cong.config import RunConfig
 from cong.errors import CheckpointError, ConfigError
-from cong.train.durable import files_below
+from cong.files import files_below
 from cong.train.ledger import read_ledger
 from cong.train.metrics import read_metrics
 from cong.train.resuming import cursors_in_use

@@ -17,10 +17,10 @@ import torch.distributed as dist
 from cong.config import RunConfig, load_config
 from cong.config.train import TrainConfig
 from cong.errors import CheckpointError, ConfigError
+from cong.files import write_file
 from cong.models.attention import register_attention
 from cong.train.data.packing import ATTENTION_NAME, attend_packed
 from cong.train.deepspeed_backend import DeepSpeedBackend
-from cong.train.durable import write_file
 from cong.train.run import train as train_run
 from cong.train.stopping import StopRequest
 from tests.train.deepspeed.worlds import (

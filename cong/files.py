@@ -1,4 +1,4 @@
-"""Files that must survive a crash: written whole, forced to disk, and recognised by their digest."""
+"""Files that must survive a crash: whole or not there, forced to disk, and recognised by their digest."""
 
 import hashlib
 import json
@@ -73,13 +73,14 @@ def write_inside(path: Path, content: bytes) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """A whole file, forced to disk under a temporary name and then renamed."""
+    """A whole file, forced to disk under a temporary name and then renamed; its folder is made.
+
+    A reader sees the former file or the new one, never a part.
+    """
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_inside(temporary, content)
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
