@@ -1,17 +1,17 @@
-"""Attention over paged keys and values: how the tokens of one step attend, whatever network asks.
+"""Attention over paged keys and values, whatever network asks: its layers found, its calls led to their pools.
 
 One block table serves all networks: the pools of a stack hold, per layer, a block's tokens of all its networks side by
-side. Tokens of many sequences lie in one row of N. Legend: S networks of a stack, Q query heads, H key-value
-heads, N tokens of a step, B decoding sequences, L and C positions of queries and keys, D head width.
+side. How tokens attend is the step's layout's affair. Legend: S networks of a stack, Q query heads, H key-value heads,
+N tokens of a step, D head width.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from cong.engine.plain.layout import attend_dense
 from cong.engine.pool import LayerPool, Options
 from cong.errors import UnsupportedModel
 
@@ -29,115 +29,12 @@ class Attend(Protocol):
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor: ...
 
 
-def attend_dense(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
-    """Causal attention of the last L of C positions, plainly: [B, Q, L, D] x [B, H, C, D] -> [B, Q, L, D]."""
-    num_queries, num_keys = query.shape[2], key.shape[2]
-    scaling, window, softcap = options.scaling, options.window, options.softcap
-    if softcap is None:
-        is_square = num_queries == num_keys and (window is None or window >= num_keys)
-        mask = None if is_square else causal_mask(num_queries, num_keys, window, query.device)
-        return nn.functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=is_square,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-    group = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    scores = torch.tanh((query @ key.transpose(2, 3)) * scaling / softcap) * softcap
-    scores = scores.masked_fill(~causal_mask(num_queries, num_keys, window, query.device), -math.inf)
-    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
-
-
-def causal_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
-    """True where the query, one of the last `num_queries` positions, may look: [L, C]."""
-    position_L1 = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
-    position_C = torch.arange(num_keys, device=device)
-    is_visible_LC = position_C <= position_L1
-    if window is not None:
-        is_visible_LC &= position_C > position_L1 - window
-    return is_visible_LC
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """Rows of the step that are consecutive tokens of one sequence, or of several of equal length without context."""
-
-    start: int
-    num_sequences: int
-    count: int
-    """Tokens of each sequence."""
-    context_blocks: Tensor | None
-    """Blocks of all its tokens up to the last of this chunk; None = there are none before this chunk."""
-    context_length: int = 0
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
-        """The rows of this prefill, whose keys and values are kept already: [S, Q, N, D] -> [S, L, Q, D]."""
-        num_networks, num_sequences, count = query.shape[0], self.num_sequences, self.count
-        rows = slice(self.start, self.start + num_sequences * count)
-
-        def split(tensor: Tensor) -> Tensor:
-            part = tensor[:, :, rows]
-            part = part.reshape(num_networks, part.shape[1], num_sequences, count, part.shape[3])
-            return part.transpose(1, 2).flatten(0, 1)  # [S * sequences, heads, tokens, D]
-
-        def context(tensor: Tensor, blocks: Tensor) -> Tensor:
-            part = tensor.index_select(0, blocks).transpose(0, 1).flatten(1, 2)
-            return part[:, : self.context_length].unflatten(0, (num_networks, -1))  # type: ignore[no-untyped-call, no-any-return]
-
-        if self.context_blocks is not None:
-            blocks = self.context_blocks
-            key, value = context(pool.keys, blocks), context(pool.values, blocks)
-        else:
-            key, value = split(key), split(value)
-        mixed = attend_dense(split(query), key, value, options)
-        return mixed.transpose(1, 2).reshape(num_networks, num_sequences * count, query.shape[1], -1)
-
-
-class Decoding(Protocol):
-    """One token of each of B sequences in one step, and how they find what they look at."""
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
-        """Keep the rows' keys and values, then attend: [S, Q, B, D] of query to [S, B, Q, D]."""
-        ...
-
-
 class Layout(Protocol):
     """Where the tokens of a step are kept and what they look at."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
         """Keep the step's keys and values, then attend: [S, Q, N, D] of query to [S, N, Q, D]."""
         ...
-
-
-@dataclass(frozen=True)
-class StepLayout:
-    """A layout in torch's own operators; decoding rows come first."""
-
-    num_decoding: int
-    """Rows that are one token of a sequence each."""
-    decoding: Decoding | None
-    prefills: tuple[Prefill, ...]
-    places_N: Tensor
-    """Place of the block of each token that is not decoding."""
-    offsets_N: Tensor
-    """Its position within the block."""
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
-        """Keep the step's keys and values, then attend: [S, Q, N, D] of query to [S, N, Q, D]."""
-        split = self.num_decoding
-        parts = []
-        if self.prefills:
-            # Before anybody attends: a decoding row may look at a prompt that is computed in the same step.
-            pool.write(key[:, :, split:], value[:, :, split:], self.places_N, self.offsets_N)
-        if self.decoding is not None:
-            rows = slice(split)
-            parts.append(self.decoding.attend(query[:, :, rows], key[:, :, rows], value[:, :, rows], pool, options))
-        parts += [prefill.attend(query, key, value, pool, options) for prefill in self.prefills]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True)

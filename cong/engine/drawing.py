@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from cong.decoding import DrawRule, Rules, decode_step, logprobs, stack_rules, uniforms
-from cong.engine.gpu.heads import HEAD_WIDTH, RuleNumbers, draw_on_gpu, find_heads_on_gpu, number_rules
+from cong.engine.cpu.drawing import draw_on_cpu
+from cong.engine.gpu.heads import HEAD_WIDTH, draw_on_gpu, find_heads_on_gpu
 from cong.engine.protocol import TokenRecord
+from cong.engine.rule_numbers import RuleNumbers, number_rules
 from cong.engine.scheduler import Chunk
 from cong.engine.sequence import Sequence
 
@@ -67,7 +69,10 @@ class Drawer:
         if rows.numbers is None:
             return [], None
         if self._has_kernel:
-            record_BR = self._draw_on_cpu(rows, logits, banned_BV)
+            coordinates_3B = self._coordinates(rows, self.device)
+            record_BR = draw_on_cpu(
+                logits, rows.head_log_lambda_B, rows.numbers, coordinates_3B, rows.is_seen_BV, banned_BV
+            )
             records = _records(record_BR)
             is_told = all(record.head_size > 0 for record in records)  # unless logits are not numbers
             return (records, record_BR[:, 0].long()) if is_told else ([], None)
@@ -79,20 +84,6 @@ class Drawer:
             rows.numbers = None
             return [], None
         return records, record_BR[:, 0].long()
-
-    def _draw_on_cpu(self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None) -> Tensor:
-        """What is recorded of each row's token, as in `_records`."""
-        assert rows.numbers is not None, "the kernel reads them"
-        record_BR: Tensor = torch.ops.cong.draw_tokens(
-            [logits_BV if logits_BV.stride(1) == 1 else logits_BV.contiguous() for logits_BV in logits],
-            rows.head_log_lambda_B,
-            rows.numbers.numbers_BF,
-            self._coordinates(rows, self.device),
-            rows.is_seen_BV,
-            banned_BV,
-            rows.numbers.exempt_BV,
-        )
-        return record_BR
 
     def _draw_from_all(
         self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None

@@ -10,7 +10,7 @@ import torch
 from cong.decoding import Step, decode_step, stack_rules
 from cong.engine.cpu.library import load_kernel
 from cong.engine.drawing import Drawer
-from cong.engine.gpu.heads import number_rules
+from cong.engine.rule_numbers import number_rules
 from cong.engine.sequence import Sequence
 from cong.schemas import SamplingParameters
 

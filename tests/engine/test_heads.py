@@ -9,7 +9,8 @@ import torch
 
 from cong.decoding import Step, decode_step, stack_rules, uniforms
 from cong.engine.drawing import Drawer
-from cong.engine.gpu.heads import HEAD_WIDTH, draw_on_gpu, find_heads_on_gpu, number_rules
+from cong.engine.gpu.heads import HEAD_WIDTH, draw_on_gpu, find_heads_on_gpu
+from cong.engine.rule_numbers import number_rules
 from cong.engine.sequence import Sequence
 from cong.schemas import SamplingParameters
 

@@ -9,7 +9,8 @@ import torch
 from cong.config.engine import EngineConfig
 from cong.engine import Engine
 from cong.engine.cpu import library
-from cong.engine.cpu.library import KernelLayout, has_kernel, lay_out_for_kernel, load_kernel
+from cong.engine.cpu.attention import KernelLayout, lay_out_for_kernel
+from cong.engine.cpu.library import has_kernel, load_kernel
 from cong.engine.plain.sweep import lay_out_sweep
 from cong.engine.pool import LayerPool, Options, Places, places_of
 from cong.errors import KernelUnavailable

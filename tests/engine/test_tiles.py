@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cong.config.engine import EngineConfig
-from cong.engine.attention import attend_dense
 from cong.engine.gpu.captured import graph_sizes
 from cong.engine.gpu.tiles import TiledLayout, has_tiles, lay_out_tiles
+from cong.engine.plain.layout import attend_dense
 from cong.engine.pool import LayerPool, Options, places_of
 
 HAS_GPU = torch.cuda.is_available()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cong.engine.attention import LayerProbe, PagedAttention
-from cong.engine.cpu.library import KernelLayout, lay_out_for_kernel
+from cong.engine.cpu.attention import KernelLayout, lay_out_for_kernel
 from cong.engine.pool import LayerPool, Options, places_of
 from cong.engine.stack import STACKED, StackedLinear, StackedNorm
 

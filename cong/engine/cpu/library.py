@@ -1,7 +1,6 @@
-"""Kernels of our own for the CPU, compiled once on the machine that runs them and loaded; attention by one of them.
+"""Kernels of our own for the CPU, compiled once on the machine that runs them and loaded.
 
-Needs a C++ compiler; without one, torch alone does the same, slower. Legend: S networks of a stack, Q query heads, H
-key-value heads, N tokens of a step, T sequences of a step, C blocks of the longest of them, D head width.
+Needs a C++ compiler; without one, torch alone does the same, slower.
 """
 
 import functools
@@ -12,16 +11,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence as Ordered
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from cong.config.engine import KernelChoice
-from cong.engine.pool import LayerPool, Options, Places
 from cong.errors import KernelUnavailable
 
 log = logging.getLogger(__name__)
@@ -34,42 +28,6 @@ _FLAGS = (
     *("-std=c++20", "-fPIC", "-O3", "-march=native", "-fopenmp", "-ffp-contract=fast"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
-
-
-@dataclass(frozen=True)
-class KernelLayout:
-    """Rows of a step, and where everything lies that they look at."""
-
-    places_TC: Tensor
-    sequences_N: Tensor
-    """Whose token each row is."""
-    positions_N: Tensor
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
-        """Keep the rows' keys and values, then attend: [S, Q, N, D] of query to [S, N, Q, D]."""
-        out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
-        torch.ops.cong.paged_attention(
-            *(tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (query, key, value)),
-            pool.keys,
-            pool.values,
-            self.places_TC,
-            self.sequences_N,
-            self.positions_N,
-            options.scaling,
-            options.window or 0,
-            options.softcap or 0.0,
-            out,
-        )
-        return out
-
-
-def lay_out_for_kernel(places_TC: Places, starts: Ordered[int], counts: Ordered[int]) -> KernelLayout:
-    """What the kernel has to know of sequences that compute `count` tokens each from position `start` on."""
-    counts_T = np.array(counts)
-    sequences_N = np.repeat(np.arange(len(counts_T), dtype=np.int32), counts_T)
-    within_N = np.arange(len(sequences_N)) - (np.cumsum(counts_T) - counts_T)[sequences_N]
-    positions_N = (np.array(starts)[sequences_N] + within_N).astype(np.int32)
-    return KernelLayout(torch.from_numpy(places_TC).int(), torch.from_numpy(sequences_N), torch.from_numpy(positions_N))
 
 
 def has_kernel(choice: KernelChoice, device: torch.device, dtype: torch.dtype) -> bool:

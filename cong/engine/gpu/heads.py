@@ -3,19 +3,17 @@
 Says what `cong.decoding` says, wherever head sets are small enough. Legend: K networks, B rows, V tokens.
 """
 
-from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cong.decoding import DrawRule
+from cong.engine.rule_numbers import RuleNumbers
 
 HEAD_WIDTH = 1024
 """Tokens of a head set that are looked at; rows with a larger one are decoded on the whole vocabulary."""
 _PART = 8192
 _OTHERS = 16
-_PENALTY_RULES = {"additive": 0.0, "multiplicative": 1.0, "reference": 2.0}
 
 
 @dataclass(frozen=True)
@@ -27,34 +25,6 @@ class Heads:
     """Each network's log-probabilities at temperature 1."""
     sizes_B: Tensor
     """Tokens of each head set; more than H where it does not fit, and then only the first H are there."""
-
-
-@dataclass(frozen=True)
-class RuleNumbers:
-    """The rules of B rows as the kernel reads them."""
-
-    numbers_BF: Tensor
-    has_top: bool
-    """Whether any row asks for top-k or top-p."""
-    exempt_BV: Tensor | None
-
-
-def number_rules(
-    rules: Ordered[DrawRule], vocab_size: int, exempt_BV: Tensor | None, device: torch.device
-) -> RuleNumbers:
-    """The rules of several sequences; none of them has a temperature for a single network."""
-    rows = [
-        (
-            *(rule.logprob_floor, rule.temperature, float(rule.top_k or vocab_size), rule.top_p),
-            *(rule.repetition_penalty, _PENALTY_RULES[rule.penalty_rule], *rule.weights),
-        )
-        for rule in rules
-    ]
-    return RuleNumbers(
-        numbers_BF=torch.tensor(rows, dtype=torch.float32, device=device),
-        has_top=any(rule.top_k or rule.top_p < 1.0 for rule in rules),
-        exempt_BV=exempt_BV,
-    )
 
 
 def find_heads_on_gpu(logits: tuple[Tensor, ...], head_log_lambda_B: Tensor) -> Heads:

@@ -41,7 +41,7 @@ double sum_of_exponentials(const T* numbers, int64_t count, float best) {
   return total;
 }
 
-// One row's rule, in the order in which cong.engine.gpu.heads numbers it.
+// One row's rule, in the order in which cong.engine.rule_numbers has it.
 struct DrawRule {
   static constexpr int64_t kNumbers = 6;
   float floor, temperature, top_k, top_p, penalty, penalty_kind;

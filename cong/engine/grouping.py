@@ -1,0 +1,131 @@
+"""Networks of identical shape as one stack, others each as its own; all compared with the networks' own answers.
+
+Legend: S networks of a stack, N tokens of a step, R rows with logits, V tokens of the vocabulary.
+"""
+
+import logging
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cong.engine.attention import (
+    ATTENTION_NAME,
+    LayerProbe,
+    PagedAttention,
+    dispatch_attention,
+    route_attention,
+)
+from cong.engine.cpu.decoder import CompiledDecoder
+from cong.engine.stack import can_stack, stack_models
+from cong.errors import UnsupportedModel
+from cong.models import Network, register_attention, use_attention
+
+logger = logging.getLogger(__name__)
+
+_PROBE_TOKENS = 24
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest difference between two ways to compute the same logits, as a share of the largest logit."""
+
+
+@dataclass
+class Stack:
+    """Networks that run in one pass, and their attention."""
+
+    model: nn.Module
+    indices: tuple[int, ...]
+    """Which of the deployment's networks these are."""
+    probe: LayerProbe
+    attention: PagedAttention | None = None
+    compiled: CompiledDecoder | None = None
+    """The same networks through operators of our own, where their layers are of a known kind."""
+
+    def logits(self, token_ids_N: Tensor, position_ids_N: Tensor, rows_R: Tensor | None) -> Tensor:
+        """Logits of the rows, or of all: [S, R, V]"""
+        if self.compiled is not None and self.attention is not None and rows_R is not None:
+            return self.compiled.logits(token_ids_N, position_ids_N, rows_R, self.attention)
+        size = len(self.indices)
+        model: Any = self.model
+        logits: Tensor = model(
+            input_ids=token_ids_N.expand(size, -1),
+            position_ids=position_ids_N.expand(size, -1),
+            use_cache=False,
+            logits_to_keep=0 if rows_R is None else rows_R,
+        ).logits
+        return logits
+
+
+@torch.inference_mode()
+def build_stacks(networks: Ordered[Network], *, stacks_networks: bool) -> list[Stack]:
+    """Group networks of identical shape; each group's answers are checked against the networks' own."""
+    generator = torch.Generator().manual_seed(0)
+    width = min(network.architecture.vocab_width for network in networks)
+    token_ids_N = torch.randint(width, (_PROBE_TOKENS,), generator=generator).to(networks[0].device)
+    for network in networks:
+        use_attention(network, "eager")  # the one that knows everything the network asks of attention
+    own = [_own_logits(network, token_ids_N) for network in networks]
+    register_attention(ATTENTION_NAME, dispatch_attention)
+    groups: list[list[int]] = []
+    for index, network in enumerate(networks):
+        use_attention(network, ATTENTION_NAME)
+        twin = next((g for g in groups if stacks_networks and can_stack([networks[g[0]].model, network.model])), None)
+        if twin is None:
+            groups.append([index])
+        else:
+            twin.append(index)
+    stacks: list[Stack] = []
+    for group in groups:
+        stack = _build_stack([networks[index].model for index in group], group, token_ids_N)
+        logits_SNV = _probe_logits(stack.model, len(group), token_ids_N)
+        if all(_agree(logits_SNV[k], own[index]) for k, index in enumerate(group)):
+            stacks.append(stack)
+            continue
+        logger.warning("networks %s answer differently when stacked; they run one after the other", group)
+        for index in group:
+            stack = _build_stack([networks[index].model], [index], token_ids_N)
+            if not _agree(_probe_logits(stack.model, 1, token_ids_N)[0], own[index]):
+                raise UnsupportedModel(
+                    f"{networks[index].name} answers differently through paged attention than by itself; it "
+                    "cannot be served by this engine"
+                )
+            stacks.append(stack)
+    return stacks
+
+
+def _own_logits(network: Network, token_ids_N: Tensor) -> Tensor:
+    """What a network says by itself: [N, V]."""
+    model: Any = network.model
+    logits: Tensor = model(input_ids=token_ids_N[None], use_cache=False).logits[0]
+    return logits
+
+
+def _build_stack(models: list[nn.Module], indices: list[int], token_ids_N: Tensor) -> Stack:
+    model = stack_models(models) if len(models) > 1 else models[0]
+    probe = LayerProbe()
+    route_attention(model, probe)
+    _probe_logits(model, len(models), token_ids_N)
+    if not probe.modules:
+        raise UnsupportedModel(f"{type(model).__name__} does not use the attention interface; it cannot be paged")
+    route_attention(model, _forgetful(probe))
+    return Stack(model, tuple(indices), probe)
+
+
+def _probe_logits(model: nn.Module, size: int, token_ids_N: Tensor) -> Tensor:
+    position_ids_N = torch.arange(len(token_ids_N), device=token_ids_N.device)
+    return Stack(model, tuple(range(size)), LayerProbe()).logits(token_ids_N, position_ids_N, position_ids_N)
+
+
+def _agree(ours: Tensor, theirs: Tensor) -> bool:
+    scale = theirs.float().abs().amax().clamp(min=1e-6)
+    return bool((ours.float() - theirs.float()).abs().amax() <= _TOLERANCE[theirs.dtype] * scale)
+
+
+def _forgetful(probe: LayerProbe) -> Any:
+    """The probe's attention without its notes, for further passes before the pools exist."""
+
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        return LayerProbe()(module, query, key, value, **options)
+
+    return attend
