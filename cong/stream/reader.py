@@ -11,30 +11,27 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from cong.config.stream import ReadSettings
-from cong.errors import StreamCorrupt, StreamError, StreamInterrupted
+from cong.errors import StreamError, StreamInterrupted
 from cong.schemas import SampleRecord
 from cong.stream.columns import to_records
 from cong.stream.cursor import Cursor, Draw, Rows, split_spans, window_order
 from cong.stream.identity import read_identity, require_identity
 from cong.stream.index import KeyIndex, index_cache
-from cong.stream.keys import KEY_BYTES, KeyDigests
 from cong.stream.listing import Listing, Span, describe_gap, list_stream, require, require_rows
 from cong.stream.names import Lane
 from cong.stream.rows import RowReader
-from cong.stream.selection import FILTER_COLUMNS, is_selective, passes
+from cong.stream.selection import is_selective
 from cong.stream.store import Store
+from cong.stream.window import Window, damaged_spans, joined_spans, passing_rows, repeated_rows
 
 log = logging.getLogger(__name__)
 
 _WINDOW_ROWS = 4096
 """Rows looked at together where the order is not shuffled; it has no influence on the order."""
 _MIN_CACHED_ROWS = 2048
-
-Mask = npt.NDArray[np.bool_]
 
 
 def order_identity(settings: ReadSettings) -> dict[str, Any]:
@@ -97,17 +94,6 @@ class StreamReader:
         """The stream as last looked at."""
         return self._rows.listing
 
-    @property
-    def num_rows_behind(self) -> int:
-        """Rows in sight that are not drawn yet, before filters."""
-        admitted = dict(self._cursor.admitted)
-        fresh = sum(
-            segment.stop_row - max(segment.first_row, min(admitted.get(segment.lane, 0), segment.stop_row))
-            for segment in self.listing.segments
-        )
-        waiting = sum(span.num_rows for span in (*self._cursor.pending, *self._cursor.window))
-        return fresh + waiting - self._cursor.offset
-
     def admit(self) -> Cursor:
         """Take in every row in sight; a closed reader that goes on from this cursor reads them and no others."""
         self._admit()
@@ -147,8 +133,6 @@ class StreamReader:
         """Record after record, whole and validated: for people."""
         for table, _ in self.tables(256):
             yield from to_records(table)
-
-    # What comes next.
 
     def _advance(self, num_taken: int) -> None:
         cursor = replace(self._cursor, num_records=self._cursor.num_records + num_taken)
@@ -225,7 +209,7 @@ class StreamReader:
         self._cursor = replace(
             self._cursor,
             admitted=tuple(sorted(admitted.items())),
-            pending=(*self._cursor.pending, *_joined(fresh)),
+            pending=(*self._cursor.pending, *joined_spans(fresh)),
         )
         return bool(fresh)
 
@@ -253,117 +237,27 @@ class StreamReader:
         if lost:
             self._cursor = replace(self._cursor, skipped=(*self._cursor.skipped, *lost))
 
-    # The rows of a window.
-
     def _open_window(self) -> None:
         """Find which rows of the cursor's window are taken, in order, from its offset on."""
-        self._spans = spans = self._cursor.window
-        self._window_lanes = np.repeat(np.arange(len(spans)), [span.num_rows for span in spans])
-        self._window_rows = np.concatenate([np.arange(span.start, span.stop) for span in spans])
-        keep = np.ones(len(self._window_rows), dtype=np.bool_)
+        window = Window(self._cursor.window)
+        keep = np.ones(window.num_rows, dtype=np.bool_)
         if self._settings.on_damage == "skip":
-            keep &= self._trusted()
+            known = self._cursor.skipped
+            self._skip([span for span in damaged_spans(window, self._rows) if span not in known])
+            keep &= ~window.inside(self._cursor.skipped)
         if self._index is not None:
             self._index.refresh(self.listing)
-            keep &= ~self._repeated(keep)
+            keep &= ~repeated_rows(window, keep, self._rows, self._index, self._cursor)
         if is_selective(self._settings.filter):
-            keep &= self._filtered(keep)
+            keep &= passing_rows(window, keep, self._rows, self._settings.filter, self._cursor)
         order = window_order(
             len(keep), self._settings.shuffle_seed, self._cursor.num_windows, bool(self._settings.shuffle_rows)
         )
         # `offset` counts rows in the order of the permutation, and so does the walk.
-        self._window_lanes, self._window_rows = self._window_lanes[order], self._window_rows[order]
+        self._spans = window.spans
+        self._window_lanes, self._window_rows = window.span_numbers[order], window.rows[order]
         walk = np.flatnonzero(keep[order])
         self._walk, self._walk_at = walk[walk >= self._cursor.offset], 0
-
-    def _trusted(self) -> Mask:
-        """Which rows of the window have bytes that can be trusted; the others are named and kept in the cursor."""
-        known = self._cursor.skipped
-        bad: list[Span] = []
-        for span in self._cursor.window:
-            row = span.start
-            while row < span.stop:
-                segment = self.listing.lanes[span.lane].segment_of(row) if span.lane in self.listing.lanes else None
-                stop = min(span.stop, segment.stop_row) if segment else span.stop
-                try:
-                    file = self._rows.open(segment) if segment else None
-                except StreamCorrupt:
-                    file = None
-                if file is None or segment is None:
-                    bad.append(Span(span.lane, row, stop))
-                    row = stop
-                    continue
-                number = file.group_of(row - segment.first_row)
-                stop = min(span.stop, segment.first_row + file.groups[number].stop_row)
-                try:
-                    file.check(number)
-                except StreamCorrupt:
-                    bad.append(Span(span.lane, row, stop))
-                row = stop
-        self._skip([span for span in _joined(bad) if span not in known])
-        keep = np.ones(len(self._window_rows), dtype=np.bool_)
-        for number, span in enumerate(self._cursor.window):
-            for lost in self._cursor.skipped:
-                if lost.lane == span.lane:
-                    rows = self._window_rows
-                    keep &= ~((self._window_lanes == number) & (rows >= lost.start) & (rows < lost.stop))
-        return keep
-
-    def _repeated(self, keep: Mask) -> Mask:
-        """Which rows of the window have a key that came before."""
-        assert self._index is not None, "asked only of a reader that removes duplicates"
-        repeated = np.zeros(len(keep), dtype=np.bool_)
-        digests = np.zeros((len(keep), KEY_BYTES), dtype=np.uint8)
-        start = 0
-        for span in self._cursor.window:
-            wanted = keep[start : start + span.num_rows]
-            digests[start : start + span.num_rows] = self._digests(span, wanted)
-            start += span.num_rows
-        first_seen: dict[bytes, int] = {}
-        for at in np.flatnonzero((self._index.num_places(digests) > 1) & keep):
-            digest = digests[at].tobytes()
-            here = (self._cursor.window[self._window_lanes[at]].lane, int(self._window_rows[at]))
-            passed = any(
-                tuple(place) != here and self._cursor.has_passed(place.lane, place.row)
-                for place in self._index.find_digest(digest)
-            )
-            repeated[at] = passed or digest in first_seen
-            first_seen.setdefault(digest, int(at))
-        return repeated
-
-    def _digests(self, span: Span, wanted: Mask) -> KeyDigests:
-        digests = np.zeros((span.num_rows, KEY_BYTES), dtype=np.uint8)
-        row = span.start
-        while row < span.stop:
-            segment = self.listing.lanes[span.lane].segment_of(row) if span.lane in self.listing.lanes else None
-            stop = min(span.stop, segment.stop_row) if segment else row + 1
-            if wanted[row - span.start : stop - span.start].any():
-                segment = require_rows(self.listing, span.lane, row)
-                inside = slice(row - segment.first_row, stop - segment.first_row)
-                digests[row - span.start : stop - span.start] = self._rows.open(segment).key_digests[inside]
-            row = stop
-        return digests
-
-    def _filtered(self, keep: Mask) -> Mask:
-        at = np.flatnonzero(keep)
-        if not len(at):
-            return keep
-        lanes = tuple(span.lane for span in self._cursor.window)
-        table = self.fetch(Draw(lanes, self._window_lanes[at], self._window_rows[at], self._cursor), FILTER_COLUMNS)
-        found = np.zeros(len(keep), dtype=np.bool_)
-        found[at] = passes(self._settings.filter, table)
-        return found
-
-
-def _joined(spans: Sequence[Span]) -> list[Span]:
-    """Neighbouring spans of one lane as one."""
-    joined: list[Span] = []
-    for span in spans:
-        if joined and joined[-1].lane == span.lane and joined[-1].stop == span.start:
-            joined[-1] = Span(span.lane, joined[-1].start, span.stop)
-        else:
-            joined.append(span)
-    return joined
 
 
 def _require_same(cursor: Cursor, stream: str, identity: Mapping[str, Any], location: str) -> None:
