@@ -35,7 +35,6 @@ EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED = 0, 1, 2, 3
 logger = logging.getLogger("jobs.train")
 
 _POLL_S = 0.5
-_LAST_NEWS_S = 5.0
 
 
 class Refused(ConfigError):

@@ -108,7 +108,7 @@ def _build_stack(models: list[nn.Module], indices: list[int], token_ids_N: Tenso
     _probe_logits(model, len(models), token_ids_N)
     if not probe.modules:
         raise UnsupportedModel(f"{type(model).__name__} does not use the attention interface; it cannot be paged")
-    route_attention(model, _forgetful(probe))
+    route_attention(model, _attend_without_notes)
     return Stack(model, tuple(indices), probe)
 
 
@@ -122,10 +122,6 @@ def _agree(ours: Tensor, theirs: Tensor) -> bool:
     return bool((ours.float() - theirs.float()).abs().amax() <= _TOLERANCE[theirs.dtype] * scale)
 
 
-def _forgetful(probe: LayerProbe) -> Any:
-    """The probe's attention without its notes, for further passes before the pools exist."""
-
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-        return LayerProbe()(module, query, key, value, **options)
-
-    return attend
+def _attend_without_notes(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """As a probe attends, for further passes before the pools exist."""
+    return LayerProbe()(module, query, key, value, **options)

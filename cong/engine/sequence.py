@@ -21,9 +21,8 @@ class Sequence:
     """Every token that ends this sequence: ends of sequence of the networks and the request's own."""
     arrival: int
     """Position in the order of submission; the larger, the younger."""
-    deadline: float | None = None
-    """On the engine's clock."""
     submitted_at: float = 0.0
+    """This and the next two on the engine's clock."""
     admitted_at: float | None = None
     first_token_at: float | None = None
     token_ids: list[int] = field(default_factory=list)

@@ -1,12 +1,10 @@
 """The ways in which the experiment decodes the weak models, each under the name that tables give it."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from cong.config.lab import LabConfig
 from cong.schemas import SamplingParameters
-
-Who = Literal["base", "aligned", "pair"]
 
 BASE = "base T=1"
 ALIGNED = "aligned T=1"

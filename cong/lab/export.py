@@ -16,9 +16,6 @@ from cong.lab.networks import save_network
 from cong.lab.stages import held_out_prompts, training_prompts
 from cong.lab.world import draw_pair, generator, ideal_response
 
-GOLD_FUNCTION = "cong.lab.world:gold_reward"
-"""The world's truth, as a judge of an evaluation names it."""
-
 
 def export_world(config: LabConfig, cache: Cache, folder: Path) -> dict[str, Path]:
     """Write the world of a seed; returns what lies where."""

@@ -81,7 +81,6 @@ INT_LISTS = ("prompt_given_token_ids", "prompt_token_ids", "completion_token_ids
 FLOAT_LISTS = ("logprobs_aligned", "logprobs_base", "logprobs_strong", "mixture_logprobs")
 
 Ints = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
 
 
 class PackedRow(NamedTuple):
