@@ -16,7 +16,7 @@ import yaml
 from cong.cli import build_parser
 from cong.config import RunConfig, load_config
 from cong.decoding import METHODS, parametrise
-from cong.lab.chain_files import MODEL_FOLDERS
+from cong.lab.chain.files import MODEL_FOLDERS
 from cong.lab.decodings import BASE
 from cong.lab.names import WEAK_ALIGNED
 from cong.lab.networks import build_network, save_network

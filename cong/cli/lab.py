@@ -55,9 +55,9 @@ def _demo(arguments: argparse.Namespace) -> int:
         return print_config(config)
     _require_report()
     from cong.files import write_file
-    from cong.lab.chain import run_chain
-    from cong.lab.chain_files import write_chain
-    from cong.lab.chain_page import gains_table, results_table
+    from cong.lab.chain.chain import run_chain
+    from cong.lab.chain.files import write_chain
+    from cong.lab.chain.page import gains_table, results_table
     from cong.lab.software import software_versions
     from cong.report import to_rich
 
@@ -105,10 +105,10 @@ def _experiment(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--seeds is {arguments.seeds}; give at least 1")
     _require_report()
     from cong.files import write_file
-    from cong.lab.claims import judge_claims
-    from cong.lab.experiment import claims_of, run_experiment
-    from cong.lab.experiment_page import experiment_page
-    from cong.lab.experiment_tables import terminal_tables
+    from cong.lab.experiment.claims import judge_claims
+    from cong.lab.experiment.experiment import claims_of, run_experiment
+    from cong.lab.experiment.page import experiment_page
+    from cong.lab.experiment.tables import terminal_tables
     from cong.report import to_rich, write_html, write_markdown
 
     cache, _ = _prepare(config)
@@ -120,8 +120,6 @@ def _experiment(arguments: argparse.Namespace) -> int:
     page = experiment_page(result, verdicts)
     html, stored = config.output_dir / "experiment.html", arguments.json or config.output_dir / "experiment.json"
     files = {"results": stored, "report": html} | ({"page": arguments.docs} if arguments.docs else {})
-    for path in files.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
     write_file(stored, (result.model_dump_json(indent=1) + "\n").encode())
     write_html(page, html)
     if arguments.docs:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cong.lab.claims import Claim, compared_sets, difference_claim, judge_claims, lab_claims, level_claim
+from cong.lab.experiment.claims import Claim, compared_sets, difference_claim, judge_claims, lab_claims, level_claim
 from cong.lab.results import PairsResult, SeedResult
 from cong.statistics import Interval
 

@@ -14,11 +14,11 @@ from cong.cli import main
 from cong.config import RunConfig, load_config
 from cong.lab.bases import SHIPPED, SIZES, base_recipe
 from cong.lab.cache import problem_with
-from cong.lab.claims import is_pair_sound, judge_claims
 from cong.lab.decodings import ALIGNED
-from cong.lab.experiment import claims_of
-from cong.lab.experiment_page import experiment_page
-from cong.lab.experiment_tables import Seeds, claims_table, weak_table
+from cong.lab.experiment.claims import is_pair_sound, judge_claims
+from cong.lab.experiment.experiment import claims_of
+from cong.lab.experiment.page import experiment_page
+from cong.lab.experiment.tables import Seeds, claims_table, weak_table
 from cong.lab.networks import load_network
 from cong.lab.results import ExperimentResult
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cong.files import write_file
-from cong.lab.chain import Chain
-from cong.lab.chain_page import chain_page
+from cong.lab.chain.chain import Chain
+from cong.lab.chain.page import chain_page
 from cong.lab.decodings import BASE
 from cong.lab.names import CEILING, CONG, CONG_S, STRONG_BASE, WEAK_ALIGNED, WEAK_SFT
 from cong.lab.networks import save_network

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from cong.lab.claims import Claim, Verdict, judge_claims
 from cong.lab.decodings import ALIGNED, ALIGNED_SETTINGS, BASE, CONTRASTIVE, alpha_name
-from cong.lab.experiment_tables import (
+from cong.lab.experiment.claims import Claim, Verdict, judge_claims
+from cong.lab.experiment.tables import (
     Seeds,
     alignments_table,
     claims_table,

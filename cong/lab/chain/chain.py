@@ -1,6 +1,6 @@
 """The method from end to end in one process, on one seed: from a weak pair to a judged strong model.
 
-It trains and judges; what is shown of it is decided in `chain_page`.
+It trains and judges; what is shown of it is decided in `page`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from cong.lab.claims import Verdict, is_pair_sound
+from cong.lab.experiment.claims import Verdict, is_pair_sound
 from cong.lab.names import CONG
 from cong.lab.results import ExperimentResult, SeedResult, SetResult
 from cong.lab.views import estimate

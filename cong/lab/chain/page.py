@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from cong.lab.answers import Answer
-from cong.lab.chain import ALIGNMENT_CURVE, Chain
+from cong.lab.chain.chain import ALIGNMENT_CURVE, Chain
 from cong.lab.decodings import ALIGNED, ALIGNED_SETTINGS, BASE, CONTRASTIVE, alpha_name
 from cong.lab.names import (
     CEILING,

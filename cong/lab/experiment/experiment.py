@@ -9,8 +9,8 @@ from pathlib import Path
 from cong.config.lab import LabConfig
 from cong.lab.bases import get_base
 from cong.lab.cache import Cache, Recipe, digest_of_modules
-from cong.lab.claims import Claim, compared_sets, lab_claims
-from cong.lab.measure import measure_seed, num_pieces
+from cong.lab.experiment.claims import Claim, compared_sets, lab_claims
+from cong.lab.experiment.measure import measure_seed, num_pieces
 from cong.lab.names import temperature_name
 from cong.lab.results import ExperimentResult, SeedResult
 from cong.lab.software import software_versions
@@ -20,7 +20,7 @@ RESULT_FILE = "result.json"
 
 _RECIPE_MODULES = tuple(
     [f"cong.lab.{name}" for name in ("world", "networks", "trainer", "pretraining", "sampler", "answers")]
-    + [f"cong.lab.{name}" for name in ("stages", "decodings", "names", "measure", "summaries", "results")]
+    + [f"cong.lab.{name}" for name in ("stages", "decodings", "names", "summaries", "results", "experiment.measure")]
     + [f"cong.objectives.{name}" for name in ("logprobs", "objective", "responses", "sft", "dpo", "wspo", "confidence")]
     + [f"cong.decoding.{name}" for name in ("contrast", "draw", "rules", "step")]
     + ["cong.statistics"]
