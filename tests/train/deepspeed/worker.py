@@ -125,7 +125,7 @@ def refuse_torn(folder: Path) -> None:
 
 
 def meet_trouble(folder: Path) -> None:
-    """Gradients that are not finite, texts and sums over ranks, and at the end a rank that does not come."""
+    """Gradients that are not finite, and texts and sums over ranks."""
     found: dict[str, object] = {}
     for stage in range(4):
         backend = backend_for(f"zero{stage}")
@@ -142,6 +142,7 @@ def meet_trouble(folder: Path) -> None:
     found["total"] = backend.total(torch.tensor([1.5, backend.rank], dtype=torch.float64)).tolist()
     found["averaged"] = [backend.num_averaged(number) for number in (1, 3)]
     (folder / f"trouble{backend.rank}").write_text(json.dumps(found))
+    backend.close()
 
 
 def wait_in_vain(folder: Path) -> None:
