@@ -63,9 +63,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def print_forecast(config: RunConfig) -> None:
     """What every stage takes at most, as comments; nothing that the configuration names has to be there."""
-    from cong.pipeline.forecast import Outlook, forecast_table
+    from cong.pipeline.forecast import Outlook
+    from cong.pipeline.tables import forecast_table
 
-    print_estimate(lambda: forecast_table(Outlook.of(config).all(), config))
+    print_estimate(lambda: forecast_table(Outlook.of(config).all(), config.pipeline.methods))
 
 
 def print_dry_run(config: RunConfig) -> int:

@@ -24,13 +24,12 @@ from cong.estimate import (
     estimate_training,
 )
 from cong.estimate.planned import new_tokens, pairs_to_count, prompts_to_count, sampler, samplers, trainers
-from cong.estimate.tables import hours_text, size_text
+from cong.estimate.tables import hours_text
 from cong.pipeline.board import Board, stages_of
 from cong.pipeline.book import WEAK_ALIGNED, WEAK_BASE
 from cong.pipeline.given import Given
 from cong.pipeline.recipe import own_settings, train_settings
 from cong.pipeline.stage import Stage
-from cong.report.tables import Cell, Column, Table
 from cong.schemas import Prompt, SamplingParameters
 
 _CHARS_PER_TOKEN = 4.0
@@ -50,13 +49,44 @@ class Forecast:
     """Empty where no device is named; several where one network after another is at work."""
 
     @property
+    def machines(self) -> Machines | None:
+        """Where it is at work; None where no device is named."""
+        return self.estimates[0].machines if self.estimates else None
+
+    @property
+    def hours(self) -> float:
+        """Of waiting."""
+        return sum(each.hours for each in self.estimates)
+
+    @property
+    def device_hours(self) -> float:
+        """Of all devices together."""
+        return sum(each.device_hours for each in self.estimates)
+
+    @property
+    def device_bytes(self) -> float:
+        """Of one device at its fullest."""
+        return max(each.device_bytes for each in self.estimates)
+
+    @property
+    def does_fit(self) -> bool:
+        """Whether a device has room for it."""
+        return all(each.does_fit for each in self.estimates if isinstance(each, TrainingEstimate))
+
+    @property
+    def disk_bytes(self) -> float:
+        """Of what is made and kept on the way."""
+        return sum(
+            each.disk_bytes if isinstance(each, TrainingEstimate) else each.stream_bytes for each in self.estimates
+        )
+
+    @property
     def text(self) -> str:
         """For a plan."""
-        if not self.estimates:
+        on = self.machines
+        if on is None:
             return self.amount
-        on = self.estimates[0].machines
-        hours = sum(each.hours for each in self.estimates)
-        return f"{self.amount}; about {hours_text(hours)} on {on.num_devices} {on.accelerator.name}"
+        return f"{self.amount}; about {hours_text(self.hours)} on {on.num_devices} {on.accelerator.name}"
 
 
 class Outlook:
@@ -226,70 +256,6 @@ class Outlook:
         # Each strength computes the prompts anew.
         drawn = self._drawn(pair, self._config.sampling, number * len(alphas), 1, self._prompt_tokens)
         return Forecast(stage, amount, drawn)
-
-
-def forecast_table(forecasts: Sequence[Forecast], config: RunConfig) -> Table:
-    """All of them, and what they come to."""
-    rows: list[list[Cell]] = []
-    device_hours = hours = disk = 0.0
-    for each in forecasts:
-        if not each.estimates:
-            rows.append([each.stage.name, each.amount, None, None, None, None, None])
-            continue
-        on = each.estimates[0].machines
-        own_disk = sum(_disk_bytes(estimate) for estimate in each.estimates)
-        own_hours = sum(estimate.hours for estimate in each.estimates)
-        own_device_hours = sum(estimate.device_hours for estimate in each.estimates)
-        fullest = max(estimate.device_bytes for estimate in each.estimates)
-        does_fit = all(estimate.does_fit for estimate in each.estimates if isinstance(estimate, TrainingEstimate))
-        rows.append(
-            [
-                each.stage.name,
-                each.amount,
-                f"{on.num_devices} x {on.accelerator.name}",
-                hours_text(own_device_hours),
-                hours_text(own_hours),
-                size_text(fullest) + ("" if does_fit else ", too much"),
-                size_text(own_disk),
-            ]
-        )
-        device_hours, hours, disk = device_hours + own_device_hours, hours + own_hours, disk + own_disk
-    if any(each.estimates for each in forecasts):
-        rows.append(
-            ["all", "one after another", None, hours_text(device_hours), hours_text(hours), None, size_text(disk)]
-        )
-    columns = [
-        Column("stage", "left"),
-        Column("amount", "left"),
-        Column("on", "left"),
-        Column("device hours"),
-        Column("time"),
-        Column("memory of a device"),
-        Column("disk"),
-    ]
-    return Table(
-        f"About what the stages for {', '.join(config.pipeline.methods)} take",
-        columns,
-        rows,
-        caption=_caption(forecasts),
-    )
-
-
-def _caption(forecasts: Sequence[Forecast]) -> str:
-    every = [estimate for each in forecasts for estimate in each.estimates]
-    if not every:
-        return "Hours, memory and disk need estimate.accelerator, such as H100."
-    on = every[0].machines
-    return (
-        f"Assumes {on.bandwidth_share:.0%} of a device's bandwidth and {on.sampling_operations_share:.0%} of its "
-        f"arithmetic where samples are drawn, {on.training_operations_share:.0%} of it where networks are trained. "
-        "Judging, loading, communication buffers, and waiting for machines come on top. Disk counts samples before "
-        "compression, checkpoints while they are kept, and every network that is made."
-    )
-
-
-def _disk_bytes(estimate: Estimate) -> float:
-    return estimate.disk_bytes if isinstance(estimate, TrainingEstimate) else estimate.stream_bytes
 
 
 def _length(prompt: Prompt) -> float:

@@ -1,10 +1,12 @@
-"""The tables of a pipeline's report about the pipeline itself: what it was given, what it made, what that took."""
+"""The tables about a pipeline itself: what it was given, what it made, what that took, and what it will take."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cong.estimate.tables import hours_text, size_text
 from cong.pipeline.board import Standing
 from cong.pipeline.costs import Cost
+from cong.pipeline.forecast import Forecast
 from cong.pipeline.stage import Product
 from cong.report import Cell, Column, Table
 
@@ -97,3 +99,49 @@ def cost_table(stages: Sequence[tuple[Standing, Cost]]) -> Table:
     ]
     caption = "Seconds include starting; those of attempts that were killed are not known."
     return Table("Time and tokens", columns, rows, caption=caption)
+
+
+def forecast_table(forecasts: Sequence[Forecast], methods: Sequence[str]) -> Table:
+    """What the stages for these methods will take, and what that comes to."""
+    rows: list[list[Cell]] = [_forecast_row(each) for each in forecasts]
+    if any(each.estimates for each in forecasts):
+        device_hours, hours = sum(each.device_hours for each in forecasts), sum(each.hours for each in forecasts)
+        disk = size_text(sum(each.disk_bytes for each in forecasts))
+        rows.append(["all", "one after another", None, hours_text(device_hours), hours_text(hours), None, disk])
+    columns = [
+        Column("stage", "left"),
+        Column("amount", "left"),
+        Column("on", "left"),
+        Column("device hours"),
+        Column("time"),
+        Column("memory of a device"),
+        Column("disk"),
+    ]
+    return Table(f"About what the stages for {', '.join(methods)} take", columns, rows, caption=_caption(forecasts))
+
+
+def _forecast_row(each: Forecast) -> list[Cell]:
+    on = each.machines
+    if on is None:
+        return [each.stage.name, each.amount, None, None, None, None, None]
+    return [
+        each.stage.name,
+        each.amount,
+        f"{on.num_devices} x {on.accelerator.name}",
+        hours_text(each.device_hours),
+        hours_text(each.hours),
+        size_text(each.device_bytes) + ("" if each.does_fit else ", too much"),
+        size_text(each.disk_bytes),
+    ]
+
+
+def _caption(forecasts: Sequence[Forecast]) -> str:
+    on = next((each.machines for each in forecasts if each.machines is not None), None)
+    if on is None:
+        return "Hours, memory and disk need estimate.accelerator, such as H100."
+    return (
+        f"Assumes {on.bandwidth_share:.0%} of a device's bandwidth and {on.sampling_operations_share:.0%} of its "
+        f"arithmetic where samples are drawn, {on.training_operations_share:.0%} of it where networks are trained. "
+        "Judging, loading, communication buffers, and waiting for machines come on top. Disk counts samples before "
+        "compression, checkpoints while they are kept, and every network that is made."
+    )
