@@ -17,13 +17,13 @@ from cong.errors import DeadlineExceeded, Forbidden, InvalidRequest
 from cong.schemas import SampleRecord, Score
 from cong.service.answer import COMPLETE, Answer, LiveAnswer, ReplayedAnswer, usage_of
 from cong.service.archive import Archive
-from cong.service.desk import Desk, Visit
 from cong.service.facts import Facts
 from cong.service.idempotency import Finished, Idempotency, RetryKey
 from cong.service.keeping import Keeping
 from cong.service.metrics import Family, Meter
 from cong.service.pace import Pace
 from cong.service.plan import Plan, Planner
+from cong.service.reception import Reception, Visit
 from cong.wire import (
     HealthReply,
     InfoReply,
@@ -68,9 +68,9 @@ class SampleService:
         self._clock = clock
         self.created = int(time.time())
         """Seconds since 1970, for people."""
-        self._desk = Desk(engine, config, clock=clock)
+        self._reception = Reception(engine, config, clock=clock)
         self._planner = Planner(facts.vocabulary, engine.identities, facts.defaults, self.limits)
-        self._keeping = None if self._archive is None else Keeping(self._archive, self.meter, self._desk.quiet)
+        self._keeping = None if self._archive is None else Keeping(self._archive, self.meter, self._reception.quiet)
         self._idempotency = Idempotency(
             config.idempotency_ttl_s, config.max_idempotent_answers, config.max_idempotent_tokens, clock
         )
@@ -82,16 +82,16 @@ class SampleService:
 
     async def start(self) -> None:
         """Begin to take requests, on the loop that calls; a second time does nothing."""
-        self._desk.open()
+        self._reception.open()
 
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Take no more requests and let those that run finish; whether they all did within the time."""
-        self._desk.shut()
+        self._reception.shut()
         patience_s = self.config.drain_s if timeout_s is None else timeout_s
-        quiet = self._desk.quiet
+        quiet = self._reception.quiet
         try:
             async with asyncio.timeout(patience_s):
-                while self._desk.num_calls or self._keeping:
+                while self._reception.num_calls or self._keeping:
                     quiet.clear()
                     await quiet.wait()
         except TimeoutError:
@@ -104,9 +104,9 @@ class SampleService:
             return
         self._is_closed = True
         if not await self.drain(timeout_s):
-            log.warning("closing cuts requests short", extra={"num_requests": self._desk.num_calls})
-            self._desk.cut()
-        if not await asyncio.to_thread(self._desk.stop, _STOP_S):
+            log.warning("closing cuts requests short", extra={"num_requests": self._reception.num_calls})
+            self._reception.cut()
+        if not await asyncio.to_thread(self._reception.stop, _STOP_S):
             log.error("the engine is in a step and does not stop; its thread is left behind")
         if self._keeping is not None:
             await self._keeping.wait(self.config.store_timeout_s)
@@ -116,7 +116,7 @@ class SampleService:
     def adopt(self, config: ServiceConfig) -> None:
         """Go on under other deadlines, patience and bounds of admission; what was made at start stays as it is."""
         self.config = config
-        self._desk.bound(config.max_waiting, config.max_concurrent_per_key)
+        self._reception.bound(config.max_waiting, config.max_concurrent_per_key)
         self._pace.bound(config.stream_writes_per_s, config.max_stream_gap_s)
 
     # What it is and how it is.
@@ -133,14 +133,14 @@ class SampleService:
 
     def health(self) -> HealthReply:
         """How it is; anything but ok means that another process should be asked."""
-        return self._desk.health()
+        return self._reception.health()
 
     def measurements(self) -> tuple[Family, ...]:
         """Every metric as of now."""
-        stats, health, show = self._desk.stats, self.health(), self.meter.show
+        stats, health, show = self._reception.stats, self.health(), self.meter.show
         show("cong_requests_running", stats.num_running)
         show("cong_requests_waiting", health.num_waiting)
-        show("cong_calls_open", self._desk.num_calls)
+        show("cong_calls_open", self._reception.num_calls)
         used = 1.0 - stats.num_blocks_free / stats.num_blocks if stats.num_blocks else 0.0
         show("cong_kv_cache_usage_ratio", used)
         for status in _STATES:
@@ -160,7 +160,7 @@ class SampleService:
         A retry whose answer is there, or on its way, needs no room.
         """
         if idempotency_key is None or not self._idempotency.knows(caller, idempotency_key):
-            self._desk.require_room(caller)
+            self._reception.require_room(caller)
 
     # Samples.
 
@@ -181,7 +181,7 @@ class SampleService:
 
     async def open(self, call: SampleCall, caller: str = "", retry: RetryKey | None = None) -> Answer:
         """Check a request and begin to serve it; what can be refused is refused here. The answer must be closed."""
-        self._desk.require_open()
+        self._reception.require_open()
         self._require_level(call.store)
         arrived_s = self._clock()
         deadline_s = self._deadline_s(call.deadline_s)
@@ -193,7 +193,7 @@ class SampleService:
                 vocabulary = self.facts.vocabulary if call.stream == "tokens" else None
                 return ReplayedAnswer(finished, plan.num_prompt_tokens, vocabulary)
         try:
-            visit = self._desk.let_in(caller, plan.num_samples_in_all)
+            visit = self._reception.let_in(caller, plan.num_samples_in_all)
             try:
                 return await self._begin(call, plan, visit, retry, arrived_s, deadline_s)
             except BaseException:
@@ -276,7 +276,7 @@ class SampleService:
 
     async def score(self, call: ScoreCall, caller: str = "", request_id: str = "") -> ScoreReply:
         """Log-probs of given completions under every network, in the order of the items."""
-        self._desk.require_open()
+        self._reception.require_open()
         arrived_s = self._clock()
         deadline_s = self._deadline_s(call.deadline_s)
         requests = await self._off_loop_if(
@@ -285,7 +285,7 @@ class SampleService:
             lambda: self._planner.plan_scores(call.items, f"s{next(self._numbers)}", deadline_s),
         )
         scores: dict[int, Score] = {}
-        visit = self._desk.let_in(caller, len(requests))
+        visit = self._reception.let_in(caller, len(requests))
         try:
             ticket = visit.begin(dict(enumerate(requests)), deadline_s, deadline_s)
             while len(scores) < len(requests):

@@ -23,7 +23,7 @@ _REASONS = {
 }
 
 
-class Desk:
+class Reception:
     """The engine's thread, and everybody who waits for something of it. Used on one event loop."""
 
     def __init__(
@@ -122,8 +122,8 @@ class Desk:
 class Visit:
     """A request that was let in, until it is closed."""
 
-    def __init__(self, desk: Desk, caller: str, num_samples: int) -> None:
-        self._desk = desk
+    def __init__(self, reception: Reception, caller: str, num_samples: int) -> None:
+        self._reception = reception
         self._caller = caller
         self._ids: list[str] = []
         self._ticket: Ticket | None = None
@@ -131,24 +131,24 @@ class Visit:
         self._is_closed = False
         self.num_open = num_samples
         """Samples or scores that the engine still owes."""
-        desk._visits.add(self)
+        reception._visits.add(self)
 
     def begin(self, requests: Mapping[int, Generate | Rate], deadline_s: float, left_s: float) -> Ticket:
         """Hand requests to the engine by their numbers; what becomes of them is told on the ticket."""
-        desk, self._ids = self._desk, [request.request_id for request in requests.values()]
-        ticket = self._ticket = Ticket(desk._max_buffered_events, self._abandon)
+        reception, self._ids = self._reception, [request.request_id for request in requests.values()]
+        ticket = self._ticket = Ticket(reception._max_buffered_events, self._abandon)
         # The engine ends what is late by itself; if it does not, because it is stuck, the caller still gets away.
         error = DeadlineExceeded(f"nothing came within the deadline of {deadline_s:g} s")
         self._guard = asyncio.get_running_loop().call_later(left_s + max(1.0, 0.1 * left_s), ticket.fail, error)
         for number, request in requests.items():
-            desk._switchboard.expect(request.request_id, ticket, number)
-        desk._thread.put([*requests.values()])
+            reception._switchboard.expect(request.request_id, ticket, number)
+        reception._thread.put([*requests.values()])
         return ticket
 
     def finish(self, num_samples: int) -> None:
         """So many are no longer owed."""
         self.num_open -= num_samples
-        self._desk._admission.finish(num_samples)
+        self._reception._admission.finish(num_samples)
 
     def fail(self, error: Exception) -> None:
         """Tell whoever waits that no more will come."""
@@ -160,18 +160,18 @@ class Visit:
         if self._is_closed:
             return
         self._is_closed = True
-        desk = self._desk
+        reception = self._reception
         if self._guard is not None:
             self._guard.cancel()
-        desk._visits.discard(self)
-        desk._switchboard.forget(self._ids)
+        reception._visits.discard(self)
+        reception._switchboard.forget(self._ids)
         if self.num_open and self._ids:
-            desk._thread.cancel(self._ids)
+            reception._thread.cancel(self._ids)
         self.finish(self.num_open)
-        desk._admission.leave(self._caller)
-        desk.quiet.set()
+        reception._admission.leave(self._caller)
+        reception.quiet.set()
 
     def _abandon(self) -> None:
         """Nobody reads what comes: it need not be made."""
-        self._desk._switchboard.forget(self._ids)
-        self._desk._thread.cancel(self._ids)
+        self._reception._switchboard.forget(self._ids)
+        self._reception._thread.cancel(self._ids)
