@@ -8,15 +8,15 @@ from cong.evaluation.answers import Answer, AnswerSet, answer_set, read_answers
 from cong.evaluation.comparing import Meetings, length_controlled_win_rate, meet, win_rate
 from cong.evaluation.evaluate import Evaluation, evaluate, write_evaluation
 from cong.evaluation.gap import gap_recovered
-from cong.evaluation.implicit import ImplicitReward
-from cong.evaluation.judges import open_judge
+from cong.evaluation.judges.implicit import ImplicitReward
+from cong.evaluation.judges.opening import open_judge
+from cong.evaluation.judges.program import GoldProgram
+from cong.evaluation.judges.reward_model import RewardModelScore
 from cong.evaluation.judging import Judge, Judged, Measurement, Reading, TokenReading, judge_answers
 from cong.evaluation.misfit import Misfit, misfit, token_misfit
 from cong.evaluation.page import evaluation_page
 from cong.evaluation.plan import plan
-from cong.evaluation.program import GoldProgram
 from cong.evaluation.results import EvaluationResult
-from cong.evaluation.reward_model import RewardModelScore
 from cong.evaluation.summary import summarise
 from cong.evaluation.sweep import SweepPoint, sweep
 

@@ -10,7 +10,7 @@ from cong.config import RunConfig, dump_config
 from cong.config.models import ModelsConfig
 from cong.errors import ConfigError
 from cong.evaluation.answers import AnswerSet, held_out_prompts
-from cong.evaluation.judges import open_judges
+from cong.evaluation.judges.opening import open_judges
 from cong.evaluation.judging import Judged, judge_answers
 from cong.evaluation.misfit import token_misfit
 from cong.evaluation.page import evaluation_page

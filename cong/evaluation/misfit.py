@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cong.errors import EvaluationError
 from cong.evaluation.answers import AnswerSet
-from cong.evaluation.implicit import completion_ids
+from cong.evaluation.judges.implicit import completion_ids
 from cong.evaluation.results import MisfitResult
 from cong.models import NetworkSet, encode_prompt, render_chat
 from cong.schemas import Prompt

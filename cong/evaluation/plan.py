@@ -7,7 +7,7 @@ from cong.config import RunConfig
 from cong.config.models import NetworkConfig
 from cong.errors import ArtefactMissing, ConfigError
 from cong.evaluation.answers import decoding_name, held_out_prompts, read_answers
-from cong.evaluation.judges import open_judges
+from cong.evaluation.judges.opening import open_judges
 from cong.models import DTYPES, estimate_memory, open_artefact, read_tensors, weight_files
 
 GIB = 2**30

@@ -6,7 +6,7 @@ from cong.config import RunConfig
 from cong.engine import Engine
 from cong.errors import ConfigError
 from cong.evaluation.answers import AnswerSet, answer_of, answer_set, decoding_name, held_out_prompts
-from cong.evaluation.judges import open_judges
+from cong.evaluation.judges.opening import open_judges
 from cong.evaluation.judging import judge_answers
 from cong.evaluation.results import SetResult
 from cong.evaluation.sampling import sample

@@ -8,7 +8,7 @@ from typing import Any
 from cong.config import RunConfig, TrainConfig
 from cong.config.pipeline import StageTraining
 from cong.errors import ConfigError
-from cong.evaluation.judges import open_judges
+from cong.evaluation.judges.opening import open_judges
 from cong.pipeline.given import chat_template_of
 from cong.pipeline.stage import Kind, Product, Stage
 from cong.schemas import SamplingParameters, content_key

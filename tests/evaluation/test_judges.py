@@ -27,7 +27,7 @@ from cong.evaluation import (
     answer_set,
     judge_answers,
 )
-from cong.evaluation.program import load_function
+from cong.evaluation.judges.program import load_function
 from cong.lab.networks import EOS_ID, prompt_ids, response_ids
 from cong.lab.networks import load_network as load_lab_network
 from cong.lab.sampler import reference_score

@@ -4,10 +4,10 @@ from cong.config.engine import EngineConfig
 from cong.config.evaluation import EvaluationConfig, ImplicitJudge, JudgeConfig, ProgramJudge
 from cong.config.models import ModelsConfig
 from cong.errors import ConfigError
-from cong.evaluation.implicit import ImplicitReward
+from cong.evaluation.judges.implicit import ImplicitReward
+from cong.evaluation.judges.program import GoldProgram
+from cong.evaluation.judges.reward_model import RewardModelScore
 from cong.evaluation.judging import Judge
-from cong.evaluation.program import GoldProgram
-from cong.evaluation.reward_model import RewardModelScore
 
 
 def open_judge(
