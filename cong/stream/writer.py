@@ -18,6 +18,7 @@ from typing import Self
 from cong.config.stream import WriteSettings
 from cong.errors import StreamError, StreamFenced
 from cong.schemas import SampleRecord
+from cong.stream.agenda import Agenda
 from cong.stream.buffer import STRENGTH, Ack, Buffer, Level, Pending, Waiter
 from cong.stream.columns import PackedRow, pack, table_of
 from cong.stream.filesystem import FileSystem
@@ -58,13 +59,13 @@ class StreamWriter:
         self._listed_at_s = 0.0
         self._listing = self._relist()
         self._buffer = Buffer(self._settings)
+        self._agenda = Agenda(self._settings, self._buffer)
         self._changed = threading.Condition()
         self._next_row = 0
         self._sequence = 0
         self._journalled_row = 0
         self._built: tuple[SegmentName, bytes] | None = None
-        self._is_forced = self._is_stopping = self._is_closed = False
-        self._retry_at_s = 0.0
+        self._is_stopping = self._is_closed = False
         self._fatal: BaseException | None = None
         self.num_duplicates = self.num_segments = 0
         self._journal_files, self._journal_dir = journal_place(store, self._settings, journal_files)
@@ -131,7 +132,7 @@ class StreamWriter:
             if last is None:
                 return
             future = self._add_waiter(last, self._store.level, is_duplicate=False, needs_segment=True)
-            self._is_forced = True
+            self._agenda.is_forced = True
             self._changed.notify_all()
         self._wait(future, patience_s)
 
@@ -270,10 +271,10 @@ class StreamWriter:
             while True:
                 with self._changed:
                     while not self._is_due():
-                        self._changed.wait(self._pause_s())
+                        self._changed.wait(self._agenda.pause_s(time.monotonic(), is_behind=self._is_behind()))
                     if self._is_stopping:
                         return
-                    is_seal_due = self._is_seal_due()
+                    is_seal_due = self._agenda.is_seal_due(time.monotonic())
                 if self._journal is not None:
                     self._commit(self._journal)
                 if is_seal_due:
@@ -283,33 +284,15 @@ class StreamWriter:
             self._fail(error, is_fatal=True)
 
     def _is_due(self) -> bool:
-        return self._is_stopping or self._is_seal_due() or self._is_commit_due()
-
-    def _is_commit_due(self) -> bool:
-        return self._is_behind() and time.monotonic() >= self._retry_at_s
+        now_s = time.monotonic()
+        return (
+            self._is_stopping
+            or self._agenda.is_seal_due(now_s)
+            or self._agenda.is_commit_due(now_s, is_behind=self._is_behind())
+        )
 
     def _is_behind(self) -> bool:
         return self._journal is not None and self._journalled_row < self._next_row
-
-    def _is_seal_due(self) -> bool:
-        oldest_s, now_s = self._buffer.oldest_s(), time.monotonic()
-        if oldest_s is None:
-            return False
-        since_s = self._buffer.waited_since_s
-        is_waited_for = since_s is not None and now_s >= since_s + self._settings.acknowledge_s
-        is_ripe = self._buffer.is_segment_full() or now_s >= oldest_s + self._settings.max_age_s
-        return self._is_forced or is_waited_for or (is_ripe and now_s >= self._retry_at_s)
-
-    def _pause_s(self) -> float:
-        """Until when nothing can become due by itself."""
-        oldest_s, now_s = self._buffer.oldest_s(), time.monotonic()
-        if oldest_s is None:
-            return self._settings.max_age_s
-        ripe_s = now_s if self._buffer.is_segment_full() else oldest_s + self._settings.max_age_s
-        due = [max(now_s if self._is_behind() else ripe_s, self._retry_at_s)]
-        if self._buffer.waited_since_s is not None:
-            due.append(self._buffer.waited_since_s + self._settings.acknowledge_s)
-        return max(0.0, min(due) - now_s)
 
     def _commit(self, journal: Journal) -> None:
         with self._changed:
@@ -356,7 +339,7 @@ class StreamWriter:
             self._index.add(self.lane, name.first_row, digests)
             self._buffer.finish_segment()
             self._journalled_row = max(self._journalled_row, name.stop_row)
-            self._is_forced = self._is_forced and len(self._buffer) > 0
+            self._agenda.is_forced = self._agenda.is_forced and len(self._buffer) > 0
             done = [
                 item for pending in batch for item in pending.settled(self.lane, self._store.level, is_published=True)
             ]
@@ -377,8 +360,8 @@ class StreamWriter:
     def _fail(self, error: BaseException, is_fatal: bool = False) -> None:
         """Tell everybody who waits; the records stay buffered, for another try unless the error is fatal."""
         with self._changed:
-            self._retry_at_s = time.monotonic() + _RETRY_S
-            self._is_forced = False
+            self._agenda.retry_at_s = time.monotonic() + _RETRY_S
+            self._agenda.is_forced = False
             if is_fatal:
                 self._fatal = error
             futures = self._buffer.take_waiters()
