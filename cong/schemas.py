@@ -88,6 +88,12 @@ class Prompt(Record):
             raise ValueError(f"give exactly one of text, messages and token_ids; {num_forms} are given")
         return self
 
+    @property
+    def shown(self) -> str:
+        """For people: the text, the conversation line by line, or the ids."""
+        said = "\n".join(f"{message.role}: {message.content}" for message in self.messages)
+        return self.text or said or f"token ids {list(self.token_ids)}"
+
 
 def alpha_weights(alpha: float) -> tuple[float, float]:
     """Weights of (aligned, base) for ConG's contrast strength: alpha 1 is the plain aligned model."""

@@ -21,7 +21,7 @@ from cong.engine.records import record_of, score_of
 from cong.engine.sequence import Sequence
 from cong.engine.text import TextStream
 from cong.errors import InvalidRequest, PromptTooLong
-from cong.models import NetworkSet, detokenize, encode_prompt, render_chat
+from cong.models import NetworkSet, detokenize, prompt_token_ids
 from cong.schemas import FinishReason, Prompt, SampleRecord, SampleRequest, SamplingParameters, sample_key
 
 
@@ -173,13 +173,9 @@ class Desk:
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of a prompt in any of its forms."""
+        ids = prompt_token_ids(self.networks.tokenizer, prompt)
         if prompt.token_ids:
-            self._require_ids(prompt.token_ids, "prompt.token_ids")
-            return prompt.token_ids
-        tokenizer = self.networks.tokenizer
-        if prompt.messages:
-            return tuple(render_chat(tokenizer, prompt.messages))
-        ids = tuple(encode_prompt(tokenizer, prompt.text or ""))
+            self._require_ids(ids, "prompt.token_ids")
         if not ids:
             raise InvalidRequest("prompt.text", "has no tokens, and the tokenizer puts none in front; give some text")
         return ids

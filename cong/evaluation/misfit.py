@@ -8,7 +8,7 @@ Legend: N points, V vocabulary or classes, T positions.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ from cong.errors import EvaluationError
 from cong.evaluation.answers import AnswerSet
 from cong.evaluation.judges.implicit import completion_ids
 from cong.evaluation.results import MisfitResult
-from cong.models import NetworkSet, encode_prompt, render_chat
-from cong.schemas import Prompt
+from cong.models import NetworkSet, prompt_token_ids
 from cong.telemetry import track
 
 _POSITIONS_AT_ONCE = 256
@@ -86,18 +85,7 @@ def _cross(p_NV: Tensor, log_NV: Tensor) -> Tensor:
 def token_misfit(networks: NetworkSet, answers: AnswerSet, student: str, weak: str) -> MisfitResult:
     """Misfit of the first network to the second over every token of a set of answers."""
     found = mean_misfit(_parts(networks, answers))
-    return MisfitResult(
-        student=student,
-        weak=weak,
-        set_label=answers.label,
-        num_points=found.num_points,
-        squared=found.squared,
-        kl_student_weak=found.kl_student_weak,
-        kl_weak_student=found.kl_weak_student,
-        agreement=found.agreement,
-        student_entropy=found.student_entropy,
-        weak_entropy=found.weak_entropy,
-    )
+    return MisfitResult(student=student, weak=weak, set_label=answers.label, **asdict(found))
 
 
 @torch.no_grad()
@@ -105,7 +93,7 @@ def _parts(networks: NetworkSet, answers: AnswerSet) -> Iterator[tuple[Tensor, T
     device = networks.networks[0].device
     for answer in track(answers.answers, f"misfit on {answers.label}", unit="answers"):
         ids = completion_ids(answer, networks)
-        prompt_ids = _prompt_ids(answer.prompt, networks)
+        prompt_ids = prompt_token_ids(networks.tokenizer, answer.prompt)
         if networks.context_length is not None and len(prompt_ids) + len(ids) > networks.context_length:
             raise EvaluationError(
                 f"{answer.where} has {len(prompt_ids) + len(ids)} tokens with its prompt, and the networks read "
@@ -127,11 +115,3 @@ def _parts(networks: NetworkSet, answers: AnswerSet) -> Iterator[tuple[Tensor, T
                 for logits_TV in both_TV
             )
             yield student_NV, weak_NV
-
-
-def _prompt_ids(prompt: Prompt, networks: NetworkSet) -> tuple[int, ...]:
-    if prompt.token_ids:
-        return prompt.token_ids
-    if prompt.messages:
-        return tuple(render_chat(networks.tokenizer, prompt.messages))
-    return tuple(encode_prompt(networks.tokenizer, prompt.text or ""))

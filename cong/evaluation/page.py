@@ -197,10 +197,7 @@ def _samples(grouped: Sets, judged: Sequence[Judged], config: RunConfig) -> Samp
             for one in grouped.primary
             if prompt.prompt_id in one.by_prompt
         ]
-        shown = prompt.text
-        if shown is None:
-            shown = "\n".join(f"{message.role}: {message.content}" for message in prompt.messages)
-        comparisons.append(Comparison(shown or f"token ids {list(prompt.token_ids)}", responses))
+        comparisons.append(Comparison(prompt.shown, responses))
     networks = ("aligned", "base") if coloured is not None else ()
     return Samples(comparisons, networks, settings.full_colour_nats, f"{judged[0].judge.name} reward")
 

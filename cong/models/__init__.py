@@ -6,7 +6,7 @@ training.
 
 from cong.models.artefact import Artefact, open_artefact, weight_files
 from cong.models.attention import register_attention, use_attention
-from cong.models.chat import TEMPLATE_DATE, render_chat, render_text
+from cong.models.chat import TEMPLATE_DATE, prompt_token_ids, render_chat, render_text
 from cong.models.deployment import ROLES, describe_networks, load_networks
 from cong.models.fingerprint import fingerprint_adapter, fingerprint_tokenizer, fingerprint_weights
 from cong.models.network import (
@@ -53,6 +53,7 @@ __all__ = [
     "load_reward_model",
     "load_tokenizer",
     "open_artefact",
+    "prompt_token_ids",
     "read_tensors",
     "register_attention",
     "render_chat",

@@ -1,4 +1,4 @@
-"""Messages to ids through the tokenizer's chat template, the same on every day and every machine."""
+"""Prompts to ids; messages through the tokenizer's chat template, the same on every day and every machine."""
 
 import datetime
 from collections.abc import Sequence
@@ -7,13 +7,22 @@ import jinja2
 
 from cong.errors import InvalidRequest, NoChatTemplate, UnsafeArtefact
 from cong.models.tokenizer import Tokenizer, encode_prompt
-from cong.schemas import Message
+from cong.schemas import Message, Prompt
 
 TEMPLATE_DATE = datetime.date(2024, 7, 26)
 """What templates are told when they ask for today's date: the constant that Llama 3's templates fall back on. With the
 real date a prompt would have other ids tomorrow, and no sample made today would be found again."""
 
 _DATE_CODES = (*"aAbBdHIjmMpSyY", "-d", "-m")
+
+
+def prompt_token_ids(tokenizer: Tokenizer, prompt: Prompt) -> tuple[int, ...]:
+    """A prompt in any of its forms as networks read it; ids that are given stay as they are."""
+    if prompt.token_ids:
+        return prompt.token_ids
+    if prompt.messages:
+        return tuple(render_chat(tokenizer, prompt.messages))
+    return tuple(encode_prompt(tokenizer, prompt.text or ""))
 
 
 def render_chat(

@@ -138,8 +138,6 @@ def _first_samples(standing: Standing, board: Board) -> Iterator[tuple[str, tupl
     tokenizer = load_tokenizer(network.source, revision=network.revision)
     records = StreamReader(open_store(str(_folder(standing) / STREAM))).records()
     for record in itertools.islice(records, _MAX_SHOWN):
-        prompt = record.prompt
-        shown = prompt.text or "\n".join(f"{message.role}: {message.content}" for message in prompt.messages)
         texts = (detokenize(tokenizer, [one], with_special_tokens=True) for one in record.completion_token_ids)
         pair = [record.logprobs[role] for role in ("aligned", "base") if role in record.logprobs]
         if len(pair) == 2:
@@ -147,7 +145,7 @@ def _first_samples(standing: Standing, board: Board) -> Iterator[tuple[str, tupl
         else:
             tokens = [Token(text) for text in texts]
         response = Response(standing.stage.name, tokens, record.implicit_reward_mean)
-        yield prompt.prompt_id, (shown or f"token ids {list(prompt.token_ids)}", response)
+        yield record.prompt.prompt_id, (record.prompt.shown, response)
 
 
 def _failures(standings: list[Standing]) -> Iterator[tuple[str, dict[str, Any]]]:

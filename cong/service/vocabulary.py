@@ -2,7 +2,7 @@
 
 from cong.engine.text import TextStream
 from cong.errors import InvalidRequest
-from cong.models import Tokenizer, detokenize, encode_completion, encode_prompt, render_chat
+from cong.models import Tokenizer, detokenize, encode_completion, prompt_token_ids
 from cong.schemas import Prompt, SampleRecord
 from cong.wire import TokenEvent
 
@@ -23,13 +23,9 @@ class Vocabulary:
 
     def encode(self, prompt: Prompt, field: str = "prompt") -> tuple[int, ...]:
         """Token ids of a prompt in any of its forms."""
+        ids = prompt_token_ids(self._tokenizer, prompt)
         if prompt.token_ids:
-            self.require(prompt.token_ids, f"{field}.token_ids")
-            return prompt.token_ids
-        if prompt.messages:
-            ids = tuple(render_chat(self._tokenizer, prompt.messages))
-        else:
-            ids = tuple(encode_prompt(self._tokenizer, prompt.text or ""))
+            self.require(ids, f"{field}.token_ids")
         if not ids:
             raise InvalidRequest(f"{field}.text", "has no tokens, and the tokenizer puts none in front; give some text")
         return ids

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cong.config.loading import merge
 from cong.config.train import TrainConfig
 from cong.errors import ConfigError
 
@@ -70,13 +71,13 @@ def deepspeed_config(settings: TrainConfig, num_parameters: int) -> dict[str, An
     suggested = _suggested(settings.deepspeed.zero_stage, num_parameters)
     path = settings.deepspeed.config_file
     if path is None:
-        return _laid_over(suggested, named)
+        return merge(suggested, named)
     theirs = read_deepspeed_file(path)
     problems = [
         *_refused(theirs),
         *_contradictions(named, theirs),
         *_offloading(named, theirs),
-        *_left_open(_laid_over(suggested, named), theirs),
+        *_left_open(merge(suggested, named), theirs),
     ]
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
@@ -84,7 +85,7 @@ def deepspeed_config(settings: TrainConfig, num_parameters: int) -> dict[str, An
             f"{path} contradicts the run's configuration:\n{listed}\n"
             'Remove these keys, or give those that the configuration names the value "auto".'
         )
-    return _laid_over(_laid_over(suggested, _without_auto(theirs)), named)
+    return merge(merge(suggested, _without_auto(theirs)), named)
 
 
 def read_deepspeed_file(path: Path) -> dict[str, Any]:
@@ -222,15 +223,6 @@ def _left_open(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[s
 def _without_auto(tree: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in tree.items() if value != "auto"}
     return {name: _without_auto(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
-
-
-def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for name, value in over.items():
-        below = merged.get(name)
-        is_nested = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[name] = _laid_over(below, value) if is_nested else value  # type: ignore[arg-type]
-    return merged
 
 
 def _is_same(ours: Any, theirs: Any) -> bool:

@@ -12,11 +12,11 @@ from cong.models import (
     Tokenizer,
     check_reward_model,
     encode_completion,
-    encode_prompt,
     fingerprint_reward_model,
     fingerprint_tokenizer,
     load_reward_model,
     open_artefact,
+    prompt_token_ids,
     render_chat,
 )
 from cong.schemas import Message, content_key
@@ -103,9 +103,7 @@ def render(answer: Answer, tokenizer: Tokenizer, rendering: str) -> list[int]:
             asked = prompt.messages or (Message(role="user", content=prompt.text or ""),)
             said = Message(role="assistant", content=answer.text)
             return render_chat(tokenizer, (*asked, said), add_generation_prompt=False)
-        before = (
-            render_chat(tokenizer, prompt.messages) if prompt.messages else encode_prompt(tokenizer, prompt.text or "")
-        )
+        before = prompt_token_ids(tokenizer, prompt)
     except (RequestError, ModelError) as error:
         raise EvaluationError(f"{answer.where} cannot be shown to a reward model: {error}") from error
     ids = [*before, *encode_completion(tokenizer, answer.text)]

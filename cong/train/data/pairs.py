@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from cong.config.stream import ReadSettings, SampleFilter
 from cong.errors import ConfigError, MissingExtra
-from cong.models import Tokenizer, encode_completion, encode_prompt, render_chat
-from cong.schemas import Completion, PreferenceRecord, Prompt, content_key
+from cong.models import Tokenizer, encode_completion, prompt_token_ids
+from cong.schemas import Completion, PreferenceRecord, content_key
 from cong.stream import Store, StreamReader, ragged
 from cong.train.data.batch import Example, TokenIds
 
@@ -126,19 +126,10 @@ def _plain_completion(side: Any, key: str, where: str) -> Any:
 
 def _pair_of(record: PreferenceRecord, tokenizer: Tokenizer) -> Example:
     sides = (_completion_ids(record.chosen, tokenizer), _completion_ids(record.rejected, tokenizer))
-    asked = prompt_token_ids(record.prompt, tokenizer)
+    asked = prompt_token_ids(tokenizer, record.prompt)
     named = [record.chosen.key, record.rejected.key]
     key = "/".join(named) if all(named) else "c-" + content_key([asked, *([*map(int, side)] for side in sides)])
     return Example(key, record.prompt.prompt_id, np.array(asked, dtype=np.int32), sides, weight=record.weight)
-
-
-def prompt_token_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
-    """A prompt as the network reads it."""
-    if prompt.token_ids:
-        return list(prompt.token_ids)
-    if prompt.messages:
-        return render_chat(tokenizer, prompt.messages)
-    return encode_prompt(tokenizer, prompt.text or "")
 
 
 def _completion_ids(completion: Completion, tokenizer: Tokenizer) -> TokenIds:
