@@ -18,7 +18,8 @@ from cong.stream.identity import read_identity
 from cong.train.backend import Backend
 from cong.train.data.batch import Example, MicroBatch
 from cong.train.data.feed import Frozen
-from cong.train.data.pairs import Pairs, join_pairs, read_pairs
+from cong.train.data.pair_files import read_pairs
+from cong.train.data.pairs import Pairs, join_pairs
 from cong.train.data.source import ExampleList, Source
 from cong.train.data.stream_source import StreamSource
 from cong.train.forward import response_logits

@@ -20,7 +20,8 @@ from cong.schemas import SampleRecord
 from cong.stream import StreamReader, open_store
 from cong.stream.export import export
 from cong.train.data.batch import Example, make_batch
-from cong.train.data.pairs import join_pairs, read_pairs
+from cong.train.data.pair_files import read_pairs
+from cong.train.data.pairs import join_pairs
 from cong.train.data.source import ExampleList
 from tests.train.worlds import network_folder, sample, write_samples
 
