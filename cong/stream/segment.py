@@ -197,9 +197,9 @@ class SegmentFile:
             raise self._damage("name and footer do not belong together")
         # From here on the bytes are those that a writer made; another fault is a fault of that writer.
         self._ranges = _Ranges(self._size, footer)
-        # Decoding threads must not be the last to hold bytes of Python's: where the process ends they would wait for an
-        # interpreter that is gone, and abort. With `pre_buffer` the file keeps the bytes of its latest group itself.
-        self._parquet = pq.ParquetFile(pa.PythonFile(self._ranges, mode="r"), pre_buffer=True)
+        # Everything is decoded by the thread that asks. One of Arrow's own may still hold bytes of Python's when the
+        # table is there; where the process ends then, it waits for an interpreter that is gone, and aborts.
+        self._parquet = pq.ParquetFile(pa.PythonFile(self._ranges, mode="r"), pre_buffer=False)
         facts = self._parquet.metadata.metadata
         self.schema_version = int(facts[VERSION_KEY])
         self.groups = [Group(*fields) for fields in json.loads(facts[b"cong.groups"])]
@@ -220,7 +220,8 @@ class SegmentFile:
     def load(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One verified row group."""
         self._ranges.group = (self.groups[number].start, self._verified(number))
-        table = self._parquet.read_row_group(number, columns=list(columns) if columns is not None else None)
+        wanted = list(columns) if columns is not None else None
+        table = self._parquet.read_row_group(number, columns=wanted, use_threads=False)
         self._ranges.group = self._ranges.footer
         return upgraded(table.replace_schema_metadata(SCHEMA.metadata), self.schema_version)
 

@@ -1,6 +1,9 @@
 """One segment: every byte of it and of its name is covered by a digest."""
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -42,6 +45,28 @@ def test_a_segment_returns_its_rows_group_by_group(tmp_path: Path) -> None:
     assert [digest.tobytes() for digest in file.key_digests] == [key_digest(key) for key in keys(range(7))]
     assert (file.first_key, file.last_key, file.schema_version) == (keys([0])[0], keys([6])[0], 1)
     assert (name.first_row, name.stop_row, name.first_sequence) == (100, 107, 7)
+
+
+def test_reading_leaves_no_thread_that_holds_bytes_of_python(tmp_path: Path) -> None:
+    # One that outlives the interpreter aborts the process, whatever its exit code was to be.
+    code = (
+        "import sys, psutil\n"
+        "from cong.stream.listing import list_stream\n"
+        "from cong.stream.segment import open_segment\n"
+        "from cong.stream.store import open_store\n"
+        "store = open_store(sys.argv[1])\n"
+        "(lane,) = list_stream(store).lanes.values()\n"
+        "file = open_segment(store, lane.segments[0])\n"
+        "before = psutil.Process().num_threads()\n"
+        "print(sum(file.load(number).num_rows for number in range(len(file.groups))))\n"
+        "print(psutil.Process().num_threads() - before)\n"
+    )
+    store, _, _ = stored(tmp_path)
+    environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "4"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, store.root], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["7", "0"]), done.stderr
 
 
 def test_any_parquet_reader_can_read_it(tmp_path: Path) -> None:
