@@ -5,12 +5,24 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 _BLOCK_BYTES = 8 << 20
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the system the name of the file that it is about: a write that fails tells none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def digest_of(path: Path) -> str:
@@ -80,7 +92,8 @@ def write_file(path: Path, content: bytes) -> None:
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        write_inside(temporary, content)
+        with naming(path):
+            write_inside(temporary, content)
         temporary.replace(path)
         sync_folder(path.parent)
     finally:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from cong.config.train import LoggingSettings
 from cong.errors import ConfigError, MissingExtra
-from cong.files import write_file
+from cong.files import naming, write_file
 
 Values = Mapping[str, float | int]
 
@@ -39,18 +39,21 @@ class JsonLines:
         """Steps from `first_step` on are about to be trained again: their lines go."""
         kept = [line for line in read_metrics(path) if int(line["step"]) < first_step]
         write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Values) -> None:
         """One line, readable by others at once."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Force what is there to disk."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self._path):
+            os.fsync(self._file.fileno())
+            self._file.close()
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -66,20 +69,38 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class TensorBoard:
-    """Event files that TensorBoard reads."""
+    """Event files that TensorBoard reads.
+
+    The thread that trains writes them. tensorboardX's own ends where the disk is full, and whoever hands it
+    more numbers after that waits for ever.
+    """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        writer: Any = _package("tensorboardX", "train").SummaryWriter
-        self._writer = writer(str(folder), purge_step=first_step, flush_secs=10)
+        """Steps from `first_step` on are about to be trained again: TensorBoard hides what it has of them."""
+        self._folder = folder
+        files = _package("tensorboardX.event_file_writer", "train")
+        self._events = importlib.import_module("tensorboardX.proto.event_pb2")
+        self._summaries = importlib.import_module("tensorboardX.proto.summary_pb2")
+        folder.mkdir(parents=True, exist_ok=True)
+        with naming(folder):
+            self._writer: Any = files.EventsWriter(str(folder / "events"))
+        self._write(first_step, session_log=self._events.SessionLog(status=self._events.SessionLog.START))
 
     def log(self, step: int, values: Values) -> None:
-        """One scalar per name."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        """One scalar per name, readable by others at once."""
+        scalar = self._summaries.Summary.Value
+        named = [scalar(tag=name, simple_value=float(value)) for name, value in values.items()]
+        self._write(step, summary=self._summaries.Summary(value=named))
 
     def close(self) -> None:
-        """Flush."""
-        self._writer.close()
+        """Nothing more will come."""
+        with naming(self._folder):
+            self._writer.close()
+
+    def _write(self, step: int, **what: Any) -> None:
+        with naming(self._folder):
+            self._writer.write_event(self._events.Event(wall_time=time.time(), step=step, **what))
+            self._writer.flush()
 
 
 class WandB:

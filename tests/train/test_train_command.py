@@ -1,6 +1,9 @@
 """`cong train`: what it reads, what it leaves, and what it refuses before anything is loaded."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from cong.cli import main
 from cong.config import RunConfig, dump_config, load_config
 from cong.config.train import TrainConfig
 from cong.errors import ConfigError, MissingExtra
-from cong.train.metrics import read_metrics
+from cong.train.metrics import JsonLines, TensorBoard, read_metrics
 from cong.train.run import train
 from tests.train.worlds import network_folder, run_config, sample, write_samples
 
@@ -48,6 +51,30 @@ def test_a_run_leaves_its_folder(root: Path, capsys: pytest.CaptureFixture[str])
     assert summary["counts"]["held_out"] > 0
     assert (run / "curves.svg").read_text().lstrip().startswith("<?xml")
     assert list((run / "tensorboard").glob("events*"))
+
+
+@contextmanager
+def room_for(num_bytes: int) -> Iterator[None]:
+    """No file of this process may grow beyond, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("make", [TensorBoard, JsonLines])
+def test_numbers_for_a_full_disk_are_refused_and_not_waited_for(
+    tmp_path: Path, make: type[TensorBoard] | type[JsonLines]
+) -> None:
+    tracker = make(tmp_path / "numbers", 1)
+    values = {f"metric_{number}": 1.0 for number in range(1000)}
+    tracker.log(1, {"loss": 1.0})
+    with room_for(4096), pytest.raises(OSError, match="File too large") as caught:
+        tracker.log(2, values)
+    assert caught.value.filename == str(tmp_path / "numbers")
+    tracker.close()  # with room again, what is left is written
 
 
 def test_the_loss_goes_down(root: Path) -> None:
