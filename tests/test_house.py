@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "cong"
 
 FLOORS: list[set[str]] = [
-    {"errors"},
+    {"errors", "wording"},
     {"schemas"},
     {"config", "wire", "files"},
     {"decoding", "objectives", "statistics"},
@@ -59,6 +59,7 @@ FORBIDDEN_OUTSIDE = {
 PURE = {
     # Rooms that may import only these packages from outside, the standard library aside.
     "errors": set[str](),
+    "wording": set[str](),
     "schemas": {"pydantic"},
     "config": {"pydantic", "yaml"},
     "decoding": {"torch"},

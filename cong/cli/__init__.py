@@ -20,6 +20,7 @@ from cong.cli.sample import add_sample_command
 from cong.cli.stream import add_stream_commands
 from cong.cli.train import add_train_command
 from cong.errors import CongError
+from cong.wording import of_the_machine
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(arguments)
     except CongError as error:
         print(f"cong: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        problem = of_the_machine(error)
+        if problem is None:
+            raise
+        print(f"cong: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("cong: interrupted", file=sys.stderr)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _NUM_SHOWN = 5
+_MAX_SAMPLES = 4096
+"""Of one request: `SampleRequest.num_samples`."""
 
 
 def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "PromptSource") -> int:
@@ -133,8 +135,8 @@ def _sample(arguments: argparse.Namespace) -> int:
         asked = config.model_copy(update={"sampling_job": job})
         print_sampling_estimate(asked, num_samples=arguments.num_samples, is_served=arguments.url is not None)
         return print_config(config)
-    if arguments.num_samples < 1:
-        raise ConfigError(f"--num-samples is {arguments.num_samples}; give at least 1")
+    if not 1 <= arguments.num_samples <= _MAX_SAMPLES:
+        raise ConfigError(f"--num-samples is {arguments.num_samples}; give at least 1 and at most {_MAX_SAMPLES}")
     how = config.sampling_job.prompts
     columns = Columns(how.prompt_column, how.id_column)
     prompts = open_prompts(arguments.prompts, columns, split=how.split, revision=how.revision, limit=how.max_prompts)

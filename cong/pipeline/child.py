@@ -11,6 +11,7 @@ from cong.pipeline.task import Task
 from cong.pipeline.work import perform
 from cong.telemetry import configure_logging
 from cong.train.stopping import STOPPED_EXIT_CODE, StopRequest
+from cong.wording import of_the_machine
 
 
 def main(arguments: list[str]) -> int:
@@ -27,6 +28,12 @@ def main(arguments: list[str]) -> int:
         return STOPPED_EXIT_CODE
     except CongError as error:
         print(f"{arguments[-1] if arguments else 'child'}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        problem = of_the_machine(error)
+        if problem is None:
+            raise
+        print(f"{arguments[-1]}: {problem}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,14 +1,17 @@
 """`cong sample`: prompts in, samples out, and only what is missing when it is run again."""
 
 import json
+import resource
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from cong.cli import main
+from cong.cli.samples_file import SamplesFile
 from cong.errors import ConfigError
 from cong.prompts import read_prompts
 from cong.schemas import SampleRecord
@@ -78,16 +81,53 @@ def test_prompts_of_equal_tokens_are_sampled_once_and_that_is_told(
     assert "'again' those of 'p1'" in capsys.readouterr().err
 
 
-def test_a_file_of_something_else_is_not_touched(world: World, tmp_path: Path, prompts: Path) -> None:
+@pytest.mark.parametrize(
+    "content", ['{"a": 1}\n{"b": 2}\n', '{"a": 1}\n', '{"a": 1}', "say a\n", "say a", '[{"key": 1}]', '{"key": "1"}']
+)
+def test_a_file_of_something_else_is_not_touched(
+    world: World, tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
     out = tmp_path / "samples.jsonl"
-    out.write_text('{"a": 1}\n{"b": 2}\n')
+    out.write_text(content)
     assert run(world, tmp_path) == 2
-    assert out.read_text() == '{"a": 1}\n{"b": 2}\n'
+    assert out.read_text() == content
+    assert "something else than samples after byte 0; give another --out" in capsys.readouterr().err
+
+
+def test_a_file_takes_one_process_at_a_time(
+    world: World, tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(SamplesFile(tmp_path / "samples.jsonl")):
+        assert run(world, tmp_path) == 2
+        assert "another process writes to" in capsys.readouterr().err
+    assert run(world, tmp_path) == 0
+
+
+def test_what_the_machine_refuses_is_one_line(
+    world: World, tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))  # as on a disk that is full
+    try:
+        assert run(world, tmp_path, "--num-samples", "2") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"cong: {tmp_path / 'samples.jsonl'} cannot be used: File too large; make room")
+    assert run(world, tmp_path, "--num-samples", "2") == 0, "it goes on where it was"
+    assert len(samples(tmp_path)) == 16
+
+    (tmp_path / "samples.jsonl").unlink()
+    (tmp_path / "samples.jsonl").mkdir()
+    assert run(world, tmp_path) == 2
+    assert "samples.jsonl cannot be used: Is a directory; check the path" in capsys.readouterr().err
 
 
 def test_no_samples_at_all_is_refused(tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "--prompts", str(prompts), "--out", str(tmp_path / "o"), "--num-samples", "0"]) == 2
     assert "--num-samples is 0; give at least 1" in capsys.readouterr().err
+    assert main(["sample", "--prompts", str(prompts), "--out", str(tmp_path / "o"), "--num-samples", "4097"]) == 2
+    assert "--num-samples is 4097; give at least 1 and at most 4096" in capsys.readouterr().err
 
 
 def test_without_networks_the_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

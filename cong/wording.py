@@ -1,0 +1,61 @@
+"""What others have found, in our words: causes that pydantic names, and errors of the system that are nobody's bug.
+
+Imports nothing of theirs: it takes what they say.
+"""
+
+import errno
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_ROOM = "make room, and run the same command again"
+_PLACE = "check the path"
+_RIGHTS = "give a place that may be used, or the rights to it"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP), _PLACE),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),
+    errno.EIO: "look at the disk",
+}
+
+
+def of_the_machine(error: OSError) -> str | None:
+    """A full disk, a wrong place or missing rights, with the remedy; None for what may be a fault of ours."""
+    remedy = None if error.errno is None else _REMEDIES.get(error.errno)
+    if remedy is None or (error.filename is None and remedy != _ROOM):
+        return None
+    return f"{error.filename or 'a file'} cannot be used: {error.strerror}; {remedy}"
+
+
+_CONSEQUENCE = "default_factory_not_called"
+_TAGS = ("constrained-", "function-", "tuple[", "list[", "dict[", "nullable[", "lax-or-strict[", "json-or-python[")
+"""How pydantic's names of the branches of a union begin; they are no names of fields."""
+_WORDS = (
+    ("Value error, ", ""),
+    (" or object to extract fields from", ""),
+    ("Tuple should", "It should"),
+    ("a valid tuple", "a valid list"),
+    (", unable to parse raw data as a unicode string", " of whole characters; it holds half of a surrogate pair"),
+)
+
+
+def causes(problems: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What pydantic found (`errors()`) as dotted names and words: the causes alone, not what follows from them."""
+    listed = [one for one in problems if one["type"] != _CONSEQUENCE]
+    places = [tuple(one["loc"]) for one in listed]
+    told: dict[str, list[str]] = {}
+    for one, place in zip(listed, places, strict=True):
+        # Where entries of a list are wrong themselves, the list seems to lack them.
+        if one["type"] == "too_short" and any(len(at) > len(place) and at[: len(place)] == place for at in places):
+            continue
+        name = ".".join(str(part) for part in place if not str(part).startswith(_TAGS))
+        words = str(one["msg"]).partition(" or instance of ")[0]
+        for theirs, ours in _WORDS:
+            words = words.replace(theirs, ours)
+        told.setdefault(name, []).append(words)
+    return [(name, ", or: ".join(dict.fromkeys(words))) for name, words in told.items()]
+
+
+def first_cause(problems: Iterable[Mapping[str, Any]], fallback: str) -> tuple[str, str]:
+    """The first cause; `fallback` names what has no name."""
+    name, words = causes(problems)[0]
+    return name or fallback, words
