@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from cong.errors import ConfigError, MissingExtra
 from cong.schemas import Prompt
+from cong.wording import causes
 
 _FIELDS = ("prompt", "text", "messages", "token_ids")
 _JSON = (".jsonl", ".json", ".ndjson")
@@ -203,7 +204,8 @@ def _dataset(source: str, columns: Columns, split: str, revision: str | None) ->
         else:
             loaded = datasets.load_dataset(source, split=split, revision=revision, streaming=True)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ConfigError(f"cannot read prompts from the dataset {source}: {error}") from error
+        origin = "the dataset in" if Path(source).is_dir() else "no file or folder is named so here, so from the hub's"
+        raise ConfigError(f"cannot read prompts from {source} ({origin} {source}): {error}") from error
 
     def rows() -> Iterator[tuple[str, _Row]]:
         known = loaded.column_names
@@ -252,7 +254,7 @@ def _prompt(row: Mapping[str, Any], where: str, columns: Columns) -> Prompt | Ba
     try:
         return Prompt.model_validate(fields)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'prompt'}: {p['msg']}" for p in error.errors())
+        problems = "; ".join(f"{name or 'prompt'}: {words}" for name, words in causes(error.errors()))
         return BadRow(where, f"is no prompt: {problems}")
 
 

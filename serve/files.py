@@ -16,6 +16,7 @@ from cong.config.loading import merge, parse_override, read_yaml
 from cong.config.service import is_loopback
 from cong.config.serving import IMPORT_PATH, LightSettings
 from cong.errors import ConfigError
+from cong.wording import causes
 from serve.app import DEPLOYMENT, Application, shutdown_s
 
 
@@ -48,7 +49,7 @@ def read_serve_file(
     try:
         schema = ServeDeploySchema.model_validate(content)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in error.errors()]
+        lines = [f"{name} is {one['input']!r}: {words}" for one in error.errors() for name, words in causes([one])]
         raise ConfigError("\n  ".join([f"{path}: {len(lines)} wrong setting(s)", *lines])) from error
     ours = [application for application in schema.applications if application.import_path == import_path]
     if len(ours) != 1 or len(schema.applications) != 1:

@@ -24,6 +24,7 @@ from cong.wire import (
     StreamForm,
     TokenEvent,
 )
+from cong.wording import first_cause
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -83,9 +84,7 @@ def _body(model: type[BaseModel], fields: dict[str, object]) -> bytes:
     try:
         return model.model_validate(fields).model_dump_json(exclude_unset=True).encode()
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "request"
-        raise InvalidRequest(field, f"{first['msg'].removeprefix('Value error, ')}") from error
+        raise InvalidRequest(*first_cause(error.errors(), "request")) from error
     except (PydanticSerializationError, UnicodeEncodeError) as error:
         raise InvalidRequest("request", f"holds text that is no Unicode: {error}") from error
 
@@ -113,5 +112,4 @@ def read_event(line: bytes, url: str) -> TokenEvent | SampleEvent | EndEvent:
 
 
 def _first(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    return f"{'.'.join(map(str, problem['loc'])) or 'document'}: {problem['msg']}"
+    return ": ".join(first_cause(error.errors(), "document"))

@@ -15,8 +15,12 @@ from pydantic import BaseModel, ValidationError
 
 from cong.config.spelling import nearest, num_edits
 from cong.errors import ConfigError
+from cong.wording import causes
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+_MAX_VALUE_CHARS = 200
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -154,9 +158,18 @@ def _describe(model: type[BaseModel], error: ValidationError) -> list[str]:
         name = ".".join(str(key) for key in path)
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key {name!r}; the nearest known one is {_nearest(model, path)!r}")
-        else:
-            lines.append(f"{name or 'configuration'} is {problem['input']!r}: {problem['msg']}")
+            continue
+        value = _shown(problem["input"], problem["type"])
+        lines += [f"{name or 'configuration'}{value}: {words}" for _, words in causes([problem])]
     return lines
+
+
+def _shown(value: object, problem: str) -> str:
+    """A long section whose settings contradict each other would bury the words that name them."""
+    text = repr(value)
+    if len(text) <= _MAX_VALUE_CHARS:
+        return f" is {text}"
+    return "" if problem == "value_error" and isinstance(value, Mapping) else f" is {text[:_MAX_VALUE_CHARS]}…"
 
 
 def check(model: type[Model], content: Mapping[str, Any], origin: str) -> Model:
@@ -175,9 +188,10 @@ def load_config(model: type[Model], paths: Iterable[Path] = (), overrides: Itera
     for path in paths:
         content = merge(content, read_yaml(path))
         origins.append(str(path))
-    for assignment in overrides:
+    given = list(overrides)
+    for assignment in given:
         content = merge(content, _nested(*parse_override(assignment)))
-        origins.append(f"--set {assignment}")
+    origins += [f"--set {assignment}" for assignment in given] if len(given) < 3 else [f"{len(given)} times --set"]
     return check(model, content, " + ".join(origins) or "defaults")
 
 

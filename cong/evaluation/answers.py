@@ -7,10 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from cong.config.evaluation import EvaluationConfig
 from cong.errors import ConfigError, EvaluationError
 from cong.prompts import read_prompts
 from cong.schemas import Prompt, SampleRecord, content_key
+from cong.wording import causes
 
 GIVEN = "given"
 """What the answers of a file are called where those of a network are named by their temperature."""
@@ -172,8 +175,9 @@ def _parse(line: str, where: str) -> tuple[str, str | SampleRecord]:
             record = SampleRecord.model_validate(row)
             return record.prompt.prompt_id, record
         return _prompt_id(row, where), _text(row, where)
-    except ValueError as error:
-        raise ConfigError(f"{where} is no answer: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{name}: {words}" for name, words in causes(error.errors()))
+        raise ConfigError(f"{where} is no answer: {problems}") from error
 
 
 def _prompt_id(row: dict[str, Any], where: str) -> str:
@@ -194,4 +198,8 @@ def _text(row: dict[str, Any], where: str) -> str:
         text = text[0].get("content")
     if not isinstance(text, str):
         raise ConfigError(f"{where}: {found[0]} holds a {type(text).__name__}; a text is needed")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where}: {found[0]} holds half of a surrogate pair; write whole characters") from error
     return text

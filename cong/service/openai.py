@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from cong.errors import InvalidRequest, NotFound
 from cong.schemas import Identifier, Message, Prompt, SamplingParameters, ScoreRequest, StopString, Text, TokenId
 from cong.wire import MAX_PROMPTS, SampleCall, ScoreCall, StoreLevel
+from cong.wording import first_cause
 
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI's completions give to whoever names no length. Chats get the deployment's own length."""
@@ -281,9 +282,7 @@ def _call(
             {name: value for name, value in given.items() if value is not None}
         )
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"]) or "max_tokens"
-        raise InvalidRequest(field, problem["msg"].removeprefix("Value error, ")) from error
+        raise InvalidRequest(*first_cause(error.errors(), "max_tokens")) from error
     if request.method_parameters and request.method is None:
         raise InvalidRequest("method_parameters", "are given without a method; name one")
     return SampleCall(

@@ -14,6 +14,7 @@ from cong.errors import ConfigError, InvalidRequest, PromptTooLong
 from cong.schemas import NetworkIdentity, Prompt, SamplingParameters, ScoreRequest, sample_key
 from cong.service.vocabulary import Vocabulary
 from cong.wire import Limits, SampleCall
+from cong.wording import first_cause
 
 _PRESCRIBED = ("weights", "network_temperatures", "head_lambda")
 
@@ -134,9 +135,8 @@ class Planner:
             try:
                 parameters = SamplingParameters.model_validate({**dict(self._defaults), **prescribed, **given})
             except ValidationError as error:
-                problem = error.errors()[0]
-                field = ".".join(["parameters", *(str(part) for part in problem["loc"])])
-                raise InvalidRequest(field, problem["msg"].removeprefix("Value error, ")) from error
+                name, words = first_cause(error.errors(), "")
+                raise InvalidRequest(f"parameters.{name}".rstrip("."), words) from error
         self._require_usable(parameters)
         return parameters
 

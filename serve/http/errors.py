@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from cong import errors
 from cong.schemas import Message, Prompt, SamplingParameters, ScoreRequest
 from cong.wire import ErrorBody, ErrorType, SampleCall, ScoreCall
+from cong.wording import causes
 
 MAX_MESSAGE_CHARS = 2000
 
@@ -120,6 +121,8 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(kind.status, kind.type, kind.code, kind.fixed or str(error), param, retry_after_s)
     if isinstance(error, RequestValidationError):
         return _validation(error.errors())
+    if isinstance(error, HTTPException) and error.status_code == 400 and error.__cause__ is not None:
+        return http_problem(400, f"the body cannot be read as JSON: {error.__cause__}")
     if isinstance(error, HTTPException):
         return http_problem(error.status_code, str(error.detail), error.headers)
     return Problem(500, "server_error", "internal", _INTERNAL)
@@ -141,17 +144,22 @@ def http_problem(status: int, message: str, headers: Mapping[str, str] | None = 
 
 def _validation(found: Sequence[Any]) -> Problem:
     """Every wrong field by name with what is wrong; what was sent is not repeated."""
-    lines, fields = [], []
-    for problem in found[:10]:
-        field = ".".join(str(part) for part in problem["loc"] if part != "body")
-        message = str(problem["msg"]).removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = _unknown(str(problem["loc"][-1]))
-        fields.append(field)
-        lines.append(f"{field}: {message}" if field else message)
-    if len(found) > 10:
-        lines.append(f"and {len(found) - 10} more")
-    return Problem(422, "invalid_request_error", "invalid_value", "; ".join(lines), fields[0] if fields else None)
+    first = found[0]
+    if first["type"] == "json_invalid":
+        return http_problem(400, f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
+    if first["loc"] == ("body",) and first.get("input") is None:
+        return http_problem(400, "the body is empty; send a JSON object")
+    if first["loc"] == ("body",) and isinstance(first["input"], bytes):
+        return http_problem(415, "the body is not said to be JSON; send the header Content-Type: application/json")
+    known = [{**one, "loc": [part for part in one["loc"] if part != "body"]} for one in found]
+    for one in known:
+        if one["type"] == "extra_forbidden":
+            one["msg"] = _unknown(str(one["loc"][-1]))
+    told = causes(known)
+    lines = [f"{field}: {words}" if field else words for field, words in told[:10]]
+    if len(told) > 10:
+        lines.append(f"and {len(told) - 10} more")
+    return Problem(422, "invalid_request_error", "invalid_value", "; ".join(lines), told[0][0])
 
 
 def _unknown(name: str) -> str:

@@ -57,7 +57,7 @@ def test_later_files_win_and_overrides_win_over_all(tmp_path: Path) -> None:
         ("inner.num_steps=many", "inner.num_steps is 'many'"),
         ("inner.learning_rate=.nan", "inner.learning_rate is nan"),
         ("inner=3", "inner is 3"),
-        ("inner.num_steps=yes", "inner.num_steps is True: Value error, is yes or no, and a number is needed"),
+        ("inner.num_steps=yes", "inner.num_steps is True: is yes or no, and a number is needed"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_remedy(override: str, complaint: str) -> None:

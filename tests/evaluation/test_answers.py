@@ -67,6 +67,13 @@ def test_a_wrong_line_is_named(tmp_path: Path, row: dict[str, Any], complaint: s
         read_answers("x", write(tmp_path / "a.jsonl", row), PROMPTS)
 
 
+def test_half_a_character_is_no_answer(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt_id": "p1", "answer": "\ud800"}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"a\.jsonl:1: answer holds half of a surrogate pair; write whole characters"):
+        read_answers("x", path, PROMPTS)
+
+
 def test_what_is_judged_has_an_identity_of_its_own() -> None:
     answer = Answer(PROMPTS[0], "a")
     others = [

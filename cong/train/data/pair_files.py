@@ -15,6 +15,7 @@ from cong.models import Tokenizer, encode_completion, prompt_token_ids
 from cong.schemas import Completion, PreferenceRecord, content_key
 from cong.train.data.batch import Example, TokenIds
 from cong.train.data.pairs import Pairs
+from cong.wording import causes
 
 _AT_ONCE = 1024
 
@@ -94,7 +95,7 @@ def _record(row: Any, where: str) -> PreferenceRecord:
     try:
         return PreferenceRecord.model_validate(fields)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        problems = "; ".join(f"{name}: {words}" for name, words in causes(error.errors()))
         raise ConfigError(f"{where} is no preference: {problems}") from error
 
 

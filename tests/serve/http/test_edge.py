@@ -163,6 +163,27 @@ def test_a_body_that_is_too_large_is_refused_by_its_stated_and_by_its_real_size(
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "said"),
+    [
+        (b'{"prompt": ', "application/json", 400, "the body is not JSON: Expecting value at character 11"),
+        (b"", "application/json", 400, "the body is empty"),
+        (b'{"prompt": "\xff"}', "application/json", 400, "can't decode byte 0xff"),
+        (b"[" * 200_000, "application/json", 400, "the body cannot be read as JSON"),
+        (b'{"prompt": "a"}', "text/plain", 415, "Content-Type: application/json"),
+    ],
+)
+def test_a_body_that_is_no_json_is_told_so(world: World, body: bytes, kind: str, status: int, said: str) -> None:
+    async def main() -> None:
+        async with hosting(world) as hosted:
+            for path in ("/sample", "/score", "/v1/completions"):
+                response = await hosted.client.post(path, content=body, headers={"content-type": kind})
+                assert response.status_code == status, response.text
+                assert said in response.json()["error"]["message"]
+
+    run(main())
+
+
 def test_a_body_that_never_ends_is_given_up(world: World) -> None:
     async def slow() -> AsyncIterator[bytes]:
         yield b"{"
