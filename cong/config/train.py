@@ -156,6 +156,8 @@ class LoggingSettings(Settings):
     """Empty = MLflow is not used."""
     run_name: str = ""
     """Of trackers; empty = the output folder's name. The same name joins a resumed run to its beginning."""
+    card_title: str = ""
+    """Of the card of the trained network; empty = the output folder's name."""
     has_plots: bool = True
     """Draw the curves at the end, where matplotlib is installed."""
     peak_teraflops: float = Field(default=0.0, ge=0.0)

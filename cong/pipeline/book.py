@@ -146,6 +146,12 @@ GAINS = (("ConG-S", "WeakSFT"), ("ConG", "ConG-S"), ("ConG", "WSPO"), ("ConG", F
 """Differences that a report states, prompt by prompt, where both sides are judged."""
 
 
+def display_name(product: str) -> str:
+    """What tables call a network that a stage has made."""
+    judged = {made: name for method in METHODS.values() for name, made in method.candidates.items()}
+    return {WEAK_ALIGNED: FLOOR_NAME, CEILING: CEILING_NAME, **judged}.get(product, product)
+
+
 def methods_of(names: Iterable[str]) -> list[Method]:
     """Methods by their names."""
     listed = list(names)

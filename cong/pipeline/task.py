@@ -12,10 +12,10 @@ from cong.config import RunConfig
 from cong.config.evaluation import CandidateConfig, EvaluationConfig, GapSettings
 from cong.config.models import ModelsConfig, NetworkConfig
 from cong.config.stream import FollowSettings, ReadSettings, SampleFilter
-from cong.config.train import DataSettings, PairSide
+from cong.config.train import DataSettings, LoggingSettings, PairSide
 from cong.errors import CongError
 from cong.files import write_file
-from cong.pipeline.book import CEILING_NAME, FLOOR_NAME
+from cong.pipeline.book import CEILING_NAME, FLOOR_NAME, WEAK_BASE, display_name
 from cong.pipeline.given import with_prompts
 from cong.pipeline.recipe import own_settings, planned_examples, train_settings
 from cong.pipeline.stage import Kind, Product, Stage
@@ -116,11 +116,22 @@ def _training(stage: Stage, inputs: Mapping[str, Product], config: RunConfig) ->
     stream = config.stream.model_copy(update={"location": location, "read": read, "cache_dir": ""})
     return config.model_copy(
         update={
-            "train": train.model_copy(update={"data": data}),
+            "train": train.model_copy(update={"data": data, "logging": _titled(train.logging, stage, config)}),
             "models": _models(config, **weak),
             "stream": stream,
         }
     )
+
+
+def _titled(logging: LoggingSettings, stage: Stage, config: RunConfig) -> LoggingSettings:
+    """The card calls the network as tables do, with what it came from: its folder is named by a recipe."""
+    if logging.card_title:
+        return logging
+    is_weak = stage.inputs["network"] == WEAK_BASE or stage.name.startswith("self-")
+    source = (config.models.base if is_weak else config.models.strong).source
+    folder = Path(source).expanduser()
+    start = folder.resolve().name if folder.exists() else source
+    return logging.model_copy(update={"card_title": f"{display_name(stage.product)} ({start})"})
 
 
 def _read(stage: Stage, inputs: Mapping[str, Product], config: RunConfig) -> ReadSettings:

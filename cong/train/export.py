@@ -94,15 +94,27 @@ def _dtype(train: TrainConfig, models: ModelsConfig) -> str:
     return next((_DTYPE_NAMES[name] for name in ("F32", "BF16", "F16") if name in stored), "float32")
 
 
+def title_of(folder: Path) -> str | None:
+    """What the card of a network that cong has trained calls it; None of any other."""
+    try:
+        lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return next((line[2:] for line in lines if line.startswith("# ")), None) if "- cong" in lines else None
+
+
 def model_card(
-    name: str, facts: Mapping[str, str | int | float], recipe: Mapping[str, Any], metrics: Mapping[str, float]
+    name: str,
+    facts: Mapping[str, str | int | float],
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    hub_id: str = "",
 ) -> str:
-    """Where a network comes from, for people and for the hub."""
-    base = facts.get("network", "")
+    """Where a network comes from, for people and for the hub; `hub_id` is that of the network it was trained from."""
     lines = [
         "---",
         "library_name: transformers",
-        *([f"base_model: {base}"] if base else []),
+        *([f"base_model: {hub_id}"] if hub_id else []),
         "tags:",
         "- weak-to-strong",
         "- cong",

@@ -23,7 +23,7 @@ from cong.telemetry import progress as show_progress
 from cong.train.arithmetic import StepArithmetic, peak_operations_per_s
 from cong.train.backend import Backend
 from cong.train.curves import draw_curves
-from cong.train.export import export_network, model_card
+from cong.train.export import export_network, model_card, title_of
 from cong.train.ledger import Ledger
 from cong.train.loop import Progress
 from cong.train.metrics import open_trackers
@@ -99,8 +99,10 @@ class RunFolder:
             for _ in backend.weights():
                 pass
             return folder
+        source = self._config.train.network.source
+        is_here = Path(source).expanduser().exists()
         facts: dict[str, str | int | float] = {
-            "network": network.name,
+            "network": (title_of(Path(source).expanduser()) if is_here else None) or network.name,
             "network fingerprint": network.fingerprint,
             "tokenizer fingerprint": network.tokenizer.fingerprint,
             "optimiser steps": progress.step,
@@ -109,7 +111,8 @@ class RunFolder:
             **{f"examples {name}": number for name, number in counts.items()},
             **environment(),
         }
-        card = model_card(folder.resolve().parent.name, facts, recipe, monitor.numbers)
+        title = self._config.train.logging.card_title or folder.resolve().parent.name
+        card = model_card(title, facts, recipe, monitor.numbers, hub_id="" if is_here else source)
         export_network(backend.weights(), self._config.train, self._config.models, folder, card)
         summary = {**monitor.summary(), "counts": dict(counts), "metrics": monitor.numbers, "step": progress.step}
         write_file(self.root / "summary.json", json_bytes(summary))

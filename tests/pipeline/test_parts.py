@@ -34,6 +34,19 @@ def test_names_are_unique_and_gains_are_of_candidates() -> None:
     assert {name for pair in GAINS for name in pair} <= candidates
 
 
+def test_cards_call_networks_as_tables_do(undisturbed: RunConfig) -> None:
+    cards = {path.parts[-4]: path.read_text() for path in undisturbed.output_dir.glob("stages/*/*/model/README.md")}
+    titles = {name: next(line for line in card.splitlines() if line.startswith("# ")) for name, card in cards.items()}
+    assert titles == {
+        "align-weak": "# weak aligned (weak-base)",
+        "cong-s": "# ConG-S (strong-base)",
+        "cong": "# ConG (strong-base)",
+        "weak-sft": "# WeakSFT (strong-base)",
+    }
+    assert "| network | strong-base |" in cards["cong-s"]
+    assert "| network | ConG-S (strong-base) |" in cards["cong"]
+
+
 def test_an_aligned_model_that_is_given_is_not_made() -> None:
     names = [stage.name for stage in needed(STAGES, ["cong"], {*GIVEN, "weak-aligned"})]
     assert names == ["sample", "cong-s", "own-samples", "cong"]

@@ -16,6 +16,7 @@ from cong.lab.networks import load_network as lab_network
 from cong.lab.sampler import reference_sample
 from cong.models import attach_adapter, join_networks, load_network
 from cong.schemas import SampleRequest, SamplingParameters
+from cong.train.export import title_of
 from cong.train.run import train
 from tests.train.worlds import run_config, sample, write_samples
 
@@ -125,3 +126,6 @@ def test_the_card_says_where_the_network_comes_from(root: Path) -> None:
         path.name for path in folder.iterdir()
     }
     assert not [path.name for path in config.output_dir.iterdir() if path.name.startswith(".")]
+    assert "base_model" not in card, "a folder is no id of the hub"
+    assert title_of(folder) == "run"
+    assert title_of(root / "network") is None, "it was not trained by cong"
