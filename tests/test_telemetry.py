@@ -102,6 +102,13 @@ def test_work_that_fails_says_how_far_it_came() -> None:
     assert out.getvalue().splitlines()[-1] == "sampling: stopped at 3 of 10 (30%) after 0:00"
 
 
+def test_work_that_stops_before_its_end_is_not_called_done() -> None:
+    out = StringIO()
+    with progress("training", 10, stream=out, clock=Clock()) as bar:
+        bar.advance(3)
+    assert out.getvalue().splitlines()[-1] == "training: stopped at 3 of 10 (30%) after 0:00"
+
+
 def test_quiet_work_writes_nothing() -> None:
     out = Terminal()
     with progress("sampling", 10, is_quiet=True, stream=out) as bar:

@@ -8,7 +8,10 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from cong.config.lab import LabConfig
+from cong.errors import ConfigError
 from cong.files import write_file
 from cong.lab.bases import get_base
 from cong.lab.cache import Cache
@@ -20,8 +23,11 @@ from cong.lab.world import draw_pair, generator, ideal_response
 def export_world(config: LabConfig, cache: Cache, folder: Path) -> dict[str, Path]:
     """Write the world of a seed; returns what lies where."""
     weak, strong = folder / "weak-base", folder / "strong-base"
-    save_network(get_base(config, "weak", cache), _fresh(weak))
-    save_network(get_base(config, "strong", cache), _fresh(strong))
+    try:
+        save_network(get_base(config, "weak", cache), _fresh(weak))
+        save_network(get_base(config, "strong", cache), _fresh(strong))
+    except SafetensorError as error:
+        raise ConfigError(f"{folder} cannot be written: {error}; make room, or give another place") from error
     return {"weak model before its alignment": weak, "strong model": strong, **export_texts(config, folder)}
 
 

@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
-from cong.errors import ArtefactMissing, ConfigError, UnsupportedModel
+from cong.errors import ArtefactMissing, ConfigError, ModelError, UnsupportedModel
 from cong.models.adapter import Adapter, apply_adapter, open_adapter, require_own_base, share_weights
 from cong.models.artefact import Artefact, open_artefact, read_json, weight_files
 from cong.models.fingerprint import fingerprint_adapted, fingerprint_adapter, fingerprint_weights
@@ -214,7 +215,8 @@ def _check_config(artefact: Artefact, *, may_be_quantized: bool = False) -> Any:
     has_adapter = (folder / "adapter_config.json").exists()
     if not stored:
         remedy = "give its base, and this folder as the adapter" if has_adapter else "give a Hugging Face folder"
-        raise ArtefactMissing(f"{folder} holds no config.json; {remedy}")
+        what = "an empty config.json" if (folder / "config.json").exists() else "no config.json"
+        raise ArtefactMissing(f"{folder} holds {what}; {remedy}")
     if has_adapter:
         raise ConfigError(f"{folder} holds a network and an adapter; keep the adapter in a folder of its own")
     if stored.get("quantization_config") and not may_be_quantized:
@@ -289,5 +291,7 @@ def save_network(network: Network, folder: Path) -> None:
             model.save_pretrained(unfinished)
             network.tokenizer.backend.save_pretrained(unfinished)
         unfinished.rename(folder)
+    except SafetensorError as error:
+        raise ModelError(f"{folder} cannot be written: {error}; make room, and run the same command again") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

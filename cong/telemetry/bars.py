@@ -191,7 +191,8 @@ class _PlainView:
 
     def close(self, *, is_failed: bool) -> None:
         bar = self._bar
-        state = f"stopped at {self._count()} after" if is_failed else f"done, {bar.done:,} in"
+        is_short = is_failed or (bar.total is not None and bar.done < bar.total)
+        state = f"stopped at {self._count()} after" if is_short else f"done, {bar.done:,} in"
         parts = [f"{state} {_duration(bar.elapsed_s)}", bar.rate_text, bar.fields_text]
         self._write(", ".join(part for part in parts if part))
 

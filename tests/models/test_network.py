@@ -33,6 +33,24 @@ def _logits(model: Any) -> torch.Tensor:
     return logits
 
 
+def test_saving_a_network_prints_nothing(llama_folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from cong.models import load_network, save_network\n"
+        "network = load_network(sys.argv[1], role='base', dtype='float32', device='cpu')\n"
+        "save_network(network, Path(sys.argv[2]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(llama_folder), str(tmp_path / "saved")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (tmp_path / "saved" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_loaded_network_computes_what_transformers_computes(llama_folder: Path, dtype: str) -> None:
     network = _load(llama_folder, dtype)
