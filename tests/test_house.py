@@ -172,6 +172,11 @@ def test_the_vocabulary_loads_no_torch() -> None:
     assert not loaded_packages("import cong.config, cong.schemas, cong.errors") & {"torch", "numpy", "transformers"}
 
 
+def test_help_and_mistakes_on_the_command_line_wait_for_no_torch() -> None:
+    heavy = {"torch", "transformers", "datasets"}
+    assert not loaded_packages("from cong.cli import build_parser; build_parser()") & heavy
+
+
 def test_a_stream_is_read_and_written_without_torch() -> None:
     heavy = {"torch", "transformers", "datasets", "s3fs", "boto3", "matplotlib", "rich"}
     assert not loaded_packages("import cong.stream, cong.stream.export, cong.stream.statistics") & heavy

@@ -3,29 +3,23 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from cong.cli.config import add_config_options, print_config, resolve_config
-from cong.estimate import (
-    ACCELERATORS,
-    SamplingWork,
-    TrainingWork,
-    estimate_sampling,
-    estimate_training,
-    machines,
-    sampling_table,
-    training_table,
-)
-from cong.report.tables import to_rich
+from cong.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cong.report.tables import Table
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _sampling(arguments: argparse.Namespace) -> int:
+    # Here, because sizes are read through torch, and other commands need not wait for it.
+    from cong.estimate import SamplingWork, estimate_sampling, machines, sampling_table
+
     config = resolve_config(arguments)
     if arguments.dry_run:
         return print_config(config)
+    _require_counts(arguments)
     work = SamplingWork(
         arguments.num,
         config.sampling_job.num_samples,
@@ -34,20 +28,38 @@ def _sampling(arguments: argparse.Namespace) -> int:
         arguments.like,
     )
     estimate = estimate_sampling(config, work, machines(arguments.accelerator, arguments.devices))
-    Console(highlight=False, soft_wrap=True).print(to_rich(sampling_table(estimate)))
+    _print(sampling_table(estimate))
     return 0
 
 
 def _training(arguments: argparse.Namespace) -> int:
+    from cong.estimate import TrainingWork, estimate_training, machines, training_table
+
     config = resolve_config(arguments)
     if arguments.dry_run:
         return print_config(config)
+    _require_counts(arguments)
     length = config.train.batches.max_example_tokens - arguments.prompt_tokens
     responses = length if arguments.response_tokens is None else arguments.response_tokens
     work = TrainingWork(arguments.num, arguments.prompt_tokens, responses, arguments.like)
     estimate = estimate_training(config, work, machines(arguments.accelerator, arguments.devices))
-    Console(highlight=False, soft_wrap=True).print(to_rich(training_table(estimate)))
+    _print(training_table(estimate))
     return 0
+
+
+def _require_counts(arguments: argparse.Namespace) -> None:
+    for name in ("num", "devices", "prompt_tokens", "response_tokens"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value:g}; give more than 0")
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
+    from cong.report.tables import to_rich
+
+    Console(highlight=False, soft_wrap=True).print(to_rich(table))
 
 
 def add_estimate_commands(commands: "Commands") -> None:
@@ -61,7 +73,12 @@ def add_estimate_commands(commands: "Commands") -> None:
         action = actions.add_parser(name, help=help_text)
         add_config_options(action)
         action.add_argument("--num", type=int, required=True, metavar="N", help=unit)
-        action.add_argument("--accelerator", required=True, metavar="NAME", help=", ".join(ACCELERATORS))
+        action.add_argument(
+            "--accelerator",
+            required=True,
+            metavar="NAME",
+            help="such as H100; a wrong name is told those that are known",
+        )
         action.add_argument("--devices", type=int, default=1, metavar="N", help="how many of them (1)")
         action.add_argument("--prompt-tokens", type=float, default=200.0, metavar="T", help="mean (200)")
         action.add_argument(

@@ -19,7 +19,7 @@ from cong.errors import ConfigError
 if TYPE_CHECKING:
     from cong.engine import LocalEngine
     from cong.prompts import PromptSource
-    from cong.schemas import Prompt, SampleRecord
+    from cong.schemas import Prompt, SampleRecord, SampleRequest
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -55,6 +55,7 @@ def _draw(engine: "LocalEngine", config: RunConfig, arguments: argparse.Namespac
     of_keys: dict[tuple[str, ...], SampleRequest] = {}
     shared: list[tuple[str, str]] = []
     for request in requests:
+        _require_room(engine, request)
         first = of_keys.setdefault(engine.keys(request), request)
         if first is not request:
             shared.append((request.prompt.prompt_id, first.prompt.prompt_id))
@@ -70,6 +71,16 @@ def _draw(engine: "LocalEngine", config: RunConfig, arguments: argparse.Namespac
     print(f"{sink.name}: {num_written} samples written, {len(known)} were there", file=sys.stderr)
     _tell_shared(shared)
     return 0
+
+
+def _require_room(engine: "LocalEngine", request: "SampleRequest") -> None:
+    """Of thousands of prompts, one that can never be answered is told by name and before anything is drawn."""
+    num_tokens, asked = len(engine.encode(request.prompt)), request.parameters.max_tokens
+    if num_tokens + asked > engine.max_tokens:
+        raise ConfigError(
+            f"prompt {request.prompt.prompt_id!r} has {num_tokens} tokens, sampling.max_tokens is {asked}, and both "
+            f"together may be {engine.max_tokens} here; shorten or leave out the prompt, or lower sampling.max_tokens"
+        )
 
 
 def _tell_shared(shared: Sequence[tuple[str, str]]) -> None:

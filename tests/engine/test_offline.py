@@ -103,6 +103,18 @@ def test_a_file_takes_one_process_at_a_time(
     assert run(world, tmp_path) == 0
 
 
+def test_a_prompt_that_is_too_long_is_named_before_anything_is_drawn(
+    world: World, tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with prompts.open("a") as file:
+        file.write(json.dumps({"prompt": "a " * 20_000, "prompt_id": "long"}) + "\n")
+    assert run(world, tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "prompt 'long' has " in said
+    assert "leave out the prompt, or lower sampling.max_tokens" in said
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
 def test_what_the_machine_refuses_is_one_line(
     world: World, tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -158,3 +158,10 @@ def test_the_commands_print_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert "8,030,261,248" in out
     assert main(["estimate", "training", *common, "--set", "models.strong.source=nobody"]) == 2
     assert "the size of 'nobody' is not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--num", "--devices", "--prompt-tokens", "--response-tokens"])
+def test_amounts_that_are_none_are_refused(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    amounts = ["--num", "10", "--accelerator", "H100", option, "-5"]
+    assert main(["estimate", "sampling", *amounts]) == 2
+    assert f"{option} is -5; give more than 0" in capsys.readouterr().err
