@@ -20,10 +20,14 @@ _REMEDIES = {
 
 def of_the_machine(error: OSError) -> str | None:
     """A full disk, a wrong place or missing rights, with the remedy; None for what may be a fault of ours."""
-    remedy = None if error.errno is None else _REMEDIES.get(error.errno)
-    if remedy is None or (error.filename is None and remedy != _ROOM):
-        return None
-    return f"{error.filename or 'a file'} cannot be used: {error.strerror}; {remedy}"
+    is_told = error.errno in _REMEDIES and (error.filename is not None or _REMEDIES[error.errno] == _ROOM)
+    return f"{error.filename or 'a file'} cannot be used: {with_remedy(error)}" if is_told else None
+
+
+def with_remedy(error: OSError) -> str:
+    """What the system says, and what helps where that is known."""
+    said = str(error.strerror or error)
+    return f"{said}; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else said
 
 
 _CONSEQUENCE = "default_factory_not_called"

@@ -87,6 +87,12 @@ def _check_together(path: Path, schema: ServeDeploySchema, args: Application) ->
         )
     if not 0 < http.port < 65_536:
         problems.append(f"http_options.port is {http.port}; ports are 1 to 65535")
+    problems += [
+        f"service.{name} is {getattr(service, name)!r}, and Ray Serve listens where http_options says; give "
+        f"http_options.{name} (python -m serve: --{name})"
+        for name in ("host", "port")
+        if name in service.model_fields_set and getattr(service, name) != getattr(http, name)
+    ]
     if not args.uses_lab_pair and not args.run().models.aligned.source:
         problems.append(
             "models.aligned.source names no network; give it a folder or a hub id, or set uses_lab_pair to true"

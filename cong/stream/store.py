@@ -17,6 +17,7 @@ import fsspec
 from cong.errors import MissingExtra, StreamError
 from cong.stream.filesystem import Entry, FileSystem, LocalFileSystem, write_whole
 from cong.stream.names import SEGMENTS, TEMPORARY_PREFIX, WRITERS
+from cong.wording import with_remedy
 
 DurableLevel = Literal["local", "shared"]
 
@@ -74,7 +75,7 @@ def _mapped(doing: str, path: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and doing in _READING:
             raise
-        raise StreamError(f"cannot {doing} {path}: {error.strerror or error}") from error
+        raise StreamError(f"cannot {doing} {path}: {with_remedy(error)}") from error
 
 
 def make_folders(files: FileSystem, folder: str) -> None:

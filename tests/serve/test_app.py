@@ -113,6 +113,13 @@ def test_every_key_of_a_shipped_file_is_refused_when_misspelt(path: Path, tmp_pa
         assert f"{one[-1]}x" in str(refusal.value), one
 
 
+def test_a_port_that_nobody_would_listen_at_is_refused() -> None:
+    path = SERVE / "config-lab.yaml"
+    with pytest.raises(ConfigError, match=r"service\.port is 8765.* give http_options\.port"):
+        read_serve_file(path, ["service.port=8765"])
+    assert read_serve_file(path, ["service.port=8765"], {"port": 8765}).schema.http_options.port == 8765
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
