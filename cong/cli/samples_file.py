@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cong.errors import ConfigError
-from cong.report.atomic import naming
+from cong.files import naming
 from cong.schemas import SampleRecord
 
 _BEGINNING = b'{"schema_version":'
