@@ -9,27 +9,20 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
-from cong.config import RunConfig, dump_config, load_config
+from cong.config import RunConfig, load_config
 from cong.errors import CongError, MissingExtra
-from jobs import connection
+from jobs.followed import JobFailed, Jobs
 from jobs.machine import Machine, free_port, joined
 from jobs.planning import placed
+from jobs.screen import Screen
 from serve.private import make_private
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED = 0, 1, 2, 130
@@ -39,156 +32,6 @@ CONFIGS = (_ROOT / "configs" / "lab-pipeline.yaml", _ROOT / "configs" / "lab-clu
 PAIR = "align-weak"
 """The stage after which there is a pair to serve."""
 _TRAINER, _SAMPLER = "trainer", "sampler"
-_JOB_LIMIT_S = 1800.0
-_READY_S = 90.0
-_SAVE_S = 60.0
-"""So long may a job take to save what it has when the demo is stopped."""
-_NUM_TAIL = 25
-
-
-class JobFailed(CongError):
-    """A job of the demo did not succeed."""
-
-
-class Screen:
-    """What a person watches: lines with the time since the start, and below them what is going on at the moment."""
-
-    def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
-        self._status = self._console.status("")
-        self._watched = ""
-        self._started_s = time.monotonic()
-
-    def __enter__(self) -> "Screen":
-        self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._status.stop()
-
-    @property
-    def elapsed(self) -> str:
-        """Since the start."""
-        minutes, seconds = divmod(round(time.monotonic() - self._started_s), 60)
-        return f"{minutes}:{seconds:02d}"
-
-    def say(self, text: str, style: str = "") -> None:
-        """A line that stays."""
-        self._console.print(f"[dim]{self.elapsed:>5}[/]  {escape(text)}", style=style or None)
-
-    def watch(self, text: str) -> None:
-        """What is going on; elsewhere than on a terminal a line like any other."""
-        if self._console.is_terminal:
-            self._status.update(f"[dim]{escape(text)}[/]")
-        elif text and text != self._watched:
-            self.say(f"  {text}")
-        self._watched = text
-
-    def show(self, thing: Any) -> None:
-        """A table."""
-        self._console.print(thing)
-
-
-class Jobs:
-    """`ray job submit` and what it prints."""
-
-    def __init__(self, url: str, folder: Path, screen: Screen) -> None:
-        self._url = url
-        self._folder = folder
-        self._screen = screen
-
-    def run(self, name: str, config: RunConfig, *options: str) -> None:
-        """Submit the pipeline and follow it to its end; stopped with whoever waits for it."""
-        log = config.output_dir / f"{name}.log"
-        package = self._folder / name
-        package.mkdir()
-        (package / "run.yaml").write_text(dump_config(config), encoding="utf-8")
-        wait_s = str(round(config.training_job.grace_s + _SAVE_S))
-        environment = {"env_vars": {connection.STOP_WAIT_VARIABLE: wait_s}}
-        command = ["ray", "job", "submit", "--address", self._url, "--submission-id", name, "--no-wait"]
-        command += ["--working-dir", str(package), "--runtime-env-json", json.dumps(environment)]
-        command += ["--", "python", "-m", "jobs.pipeline", "--config", "run.yaml", *options]
-        self._screen.say(f"$ ray job submit --submission-id {name} -- {' '.join(command[command.index('--') + 1 :])}")
-        try:
-            self._submit(command)
-            with log.open("w", encoding="utf-8") as file:
-                for line in self._lines(name):
-                    file.write(line)
-                    self._show(line.rstrip().replace(f"{config.output_dir}/", ""))
-            self._require_success(name, log)
-        except BaseException:
-            self._stop(name)
-            raise
-        finally:
-            self._screen.watch("")
-
-    def _submit(self, command: Sequence[str]) -> None:
-        until_s = time.monotonic() + _READY_S
-        while True:
-            # A session of its own: Ctrl-C is for the demo, which then ends its jobs in order.
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=_READY_S, check=False, start_new_session=True
-            )
-            if not done.returncode:
-                return
-            # A Ray that has just started says so.
-            if connection.TRY_AGAIN not in done.stderr or time.monotonic() > until_s:
-                raise JobFailed(f"`{' '.join(command[:3])}` failed: {(done.stderr or done.stdout).strip()[-2000:]}")
-            time.sleep(1.0)
-
-    def _lines(self, name: str) -> Iterator[str]:
-        """What the job says, until its end."""
-        command = ["ray", "job", "logs", "--address", self._url, "--follow", name]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-        guard = threading.Timer(_JOB_LIMIT_S, process.kill)
-        guard.start()
-        try:
-            assert process.stdout is not None
-            yield from process.stdout
-        finally:
-            guard.cancel()
-            process.kill()
-            process.communicate()
-
-    def _show(self, line: str) -> None:
-        """A line of a job's log, for people."""
-        if found := re.fullmatch(r"\S+ \S+ (INFO|WARNING|ERROR) (cong|jobs)\.\S+: (.*)", line):
-            if found[1] == "INFO":
-                self._screen.say(f"  {found[3]}", "" if ": complete after" in line else "dim")
-            else:
-                self._screen.say(f"  {found[3]}", "yellow")
-        elif re.match(r"[\w -]+: (started|done|[\d,]+ of )", line):
-            self._screen.watch(line)
-
-    def _require_success(self, name: str, log: Path) -> None:
-        status = self._status(name)
-        until_s = time.monotonic() + _SAVE_S
-        while not status.is_terminal() and time.monotonic() < until_s:
-            time.sleep(0.2)
-            status = self._status(name)
-        if status.value != "SUCCEEDED":
-            tail = "\n".join(f"  | {line}" for line in log.read_text(encoding="utf-8").splitlines()[-_NUM_TAIL:])
-            raise JobFailed(f"job {name} has {status.value.lower()}; its log is {log} and ends\n{tail}")
-
-    def _stop(self, name: str) -> None:
-        """Let it save, and wait for that."""
-        from ray.job_submission import JobSubmissionClient
-
-        with contextlib.suppress(RuntimeError, ConnectionError):
-            client = JobSubmissionClient(self._url)
-            if not client.get_job_status(name).is_terminal():
-                self._screen.say(f"stopping job {name}; it saves what it has")
-                client.stop_job(name)
-            until_s = time.monotonic() + _SAVE_S
-            while not client.get_job_status(name).is_terminal() and time.monotonic() < until_s:
-                time.sleep(0.2)
-
-    def _status(self, name: str) -> Any:
-        from ray.job_submission import JobSubmissionClient
-
-        return JobSubmissionClient(self._url).get_job_status(name)
 
 
 def configuration(files: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
