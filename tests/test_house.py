@@ -177,6 +177,10 @@ def test_help_and_mistakes_on_the_command_line_wait_for_no_torch() -> None:
     assert not loaded_packages("from cong.cli import build_parser; build_parser()") & heavy
 
 
+def test_nothing_is_read_before_the_command_line_can_be_interrupted() -> None:
+    assert not loaded_packages("import cong.cli") & {"pydantic", "yaml", "pyarrow", "numpy", "rich"}
+
+
 def test_a_stream_is_read_and_written_without_torch() -> None:
     heavy = {"torch", "transformers", "datasets", "s3fs", "boto3", "matplotlib", "rich"}
     assert not loaded_packages("import cong.stream, cong.stream.export, cong.stream.statistics") & heavy

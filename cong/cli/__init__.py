@@ -5,26 +5,32 @@ beside it. What a user got wrong ends in one line on stderr and exit code 2, wit
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import cast
 
 from cong import __version__
-from cong.cli.cluster import add_cluster_commands
-from cong.cli.config import add_config_commands
-from cong.cli.estimate import add_estimate_commands
-from cong.cli.evaluate import add_evaluate_command
-from cong.cli.lab import add_lab_commands
-from cong.cli.pipeline import add_pipeline_commands
-from cong.cli.sample import add_sample_command
-from cong.cli.stream import add_stream_commands
-from cong.cli.train import add_train_command
 from cong.errors import CongError
 from cong.wording import of_the_machine
+
+BROKEN_PIPE = 141
+"""Exit code, as a shell gives it to what a broken pipe has ended."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
+    # Here, so that a Ctrl-C while all of it is read is told in one line as well.
+    from cong.cli.cluster import add_cluster_commands
+    from cong.cli.config import add_config_commands
+    from cong.cli.estimate import add_estimate_commands
+    from cong.cli.evaluate import add_evaluate_command
+    from cong.cli.lab import add_lab_commands
+    from cong.cli.pipeline import add_pipeline_commands
+    from cong.cli.sample import add_sample_command
+    from cong.cli.stream import add_stream_commands
+    from cong.cli.train import add_train_command
+
     parser = argparse.ArgumentParser(
         prog="cong", description="Contrastive weak-to-strong generation and training, from the command line."
     )
@@ -44,13 +50,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    arguments = build_parser().parse_args(argv)
-    run = cast(Callable[[argparse.Namespace], int], arguments.run)
     try:
+        arguments = build_parser().parse_args(argv)
+        run = cast(Callable[[argparse.Namespace], int], arguments.run)
         return run(arguments)
     except CongError as error:
         print(f"cong: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read along, such as `head`, has enough; what is still to be flushed goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except OSError as error:
         problem = of_the_machine(error)
         if problem is None:

@@ -28,8 +28,8 @@ class JsonFormatter(logging.Formatter):
         if record.stack_info:
             entry["stack"] = record.stack_info
         for name, value in record.__dict__.items():
-            # An extra field cannot take the place of one of ours.
-            if name not in _STANDARD_ATTRIBUTES and name not in entry:
+            # An extra field cannot take the place of one of ours, and what Ray notes for itself is none.
+            if name not in _STANDARD_ATTRIBUTES and name not in entry and not name.startswith("_"):
                 entry[name] = value
         return json_encoding.dumps(_finite(entry), ensure_ascii=False, default=str, allow_nan=False)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cong.cli import main
+from cong.cli import BROKEN_PIPE, main
 from cong.config.stream import WriteSettings
 from cong.lab.records import synthetic_record
 from cong.schemas import Message, Prompt
@@ -259,3 +259,13 @@ def test_a_process_that_ends_right_after_reading_ends_well(location: str) -> Non
     command = [sys.executable, "-m", "cong.cli", "stream", "tail", location]
     ended = [subprocess.run(command, capture_output=True, timeout=60, check=False) for _ in range(4)]
     assert [(done.returncode, done.stderr) for done in ended] == [(0, b"")] * 4
+
+
+def test_whoever_has_read_enough_ends_the_command_without_a_word(location: str) -> None:
+    command = [sys.executable, "-m", "cong.cli", "stream", "tail", location]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # long before anything is written, as `head` does it after some lines
+        assert process.stderr.read() == b""
+        assert process.wait(60) == BROKEN_PIPE
