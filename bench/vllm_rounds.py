@@ -1,17 +1,39 @@
 """Runs inside vLLM's own environment: reads the work from stdin, prints tokens per second of each round as JSON.
 
-Both rows get the same memory for keys and values, the same limits and the same prompts.
+Both rows get the same memory for keys and values, the same limits and the same prompts. Each is measured alone and then
+beside another process that keeps a core busy.
 """
 
+import contextlib
 import json
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 MARK = "RATES "
 
 KV_MEMORY_BYTES = 2**30
 """Said, because vLLM asks for nine tenths of all memory otherwise, and the other rows' engines hold a part of it."""
+
+
+def rounds_of(request: dict[str, Any]) -> Iterator[int]:
+    """One that warms up, as many as are asked for, and as many again while something else computes."""
+    yield from range(request["rounds"] + 1)
+    with busy_process():
+        yield from range(request["rounds"] + 1, 2 * request["rounds"] + 1)
+
+
+@contextlib.contextmanager
+def busy_process() -> Iterator[None]:
+    """One core's worth of other work."""
+    endless = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        endless.kill()
+        endless.wait()
 
 
 def one_network(request: dict[str, Any]) -> list[float]:
@@ -30,7 +52,7 @@ def one_network(request: dict[str, Any]) -> list[float]:
     parameters = SamplingParams(max_tokens=work["num_new_tokens"], temperature=1.0, ignore_eos=True, detokenize=False)
     prompts = [TokensPrompt(prompt_token_ids=ids) for ids in request["prompts"]]
     rates = []
-    for _ in range(request["rounds"] + 1):
+    for _ in rounds_of(request):
         started = time.perf_counter()
         outputs = llm.generate(prompts, parameters, use_tqdm=False)
         seconds = time.perf_counter() - started
@@ -55,7 +77,7 @@ def the_pair(request: dict[str, Any]) -> list[float]:
     engine = open_engine(ModelsConfig(aligned=aligned, base=base, dtype="float32"), config)
     parameters = SamplingParameters.contrastive(0.4, max_tokens=work["num_new_tokens"], ignore_eos=True)
     rates = []
-    for number in range(request["rounds"] + 1):
+    for number in rounds_of(request):
         started = time.perf_counter()
         for place, ids in enumerate(request["prompts"]):
             # Another first token in every round: shared prefixes would spare the prompts.
@@ -73,5 +95,6 @@ def the_pair(request: dict[str, Any]) -> list[float]:
 if __name__ == "__main__":
     asked = json.load(sys.stdin)
     measured = (the_pair if asked["row"] == "pair" else one_network)(asked)
-    # Marked, because vLLM writes its log here too, to the last. The first round warms up.
-    print(f"{MARK}{json.dumps(measured[1:])}")
+    # Marked, because vLLM writes its log here too, to the last.
+    num_rounds = asked["rounds"]
+    print(f"{MARK}{json.dumps([measured[1 : num_rounds + 1], measured[num_rounds + 1 :]])}")

@@ -16,7 +16,7 @@ class VllmConfig(Settings):
     tensor_parallel_size: Count = 1
     """GPUs over which every network is split."""
     block_size: int = Field(default=0, ge=0, le=1024)
-    """Tokens of one block; 0 = what vLLM takes for the device. A CPU needs a multiple of 32."""
+    """Tokens of one block; 0 = 64 on a CPU, which needs a multiple of 32, and elsewhere what vLLM takes."""
     is_eager: bool = False
     """Run without compiling and capturing: starts sooner, decodes slower."""
 

@@ -25,6 +25,10 @@ class _Rows:
     """One batch of drawing sequences and what stays the same while it does."""
 
     sequences: list[Sequence]
+    where_B: list[list[int]]
+    """Their seeds and sample indices."""
+    has_minimum: bool
+    """Whether any of them must not end at once."""
     head_log_lambda_B: Tensor
     is_seen_BV: Tensor | None
     numbers: RuleNumbers | None
@@ -47,62 +51,59 @@ class Drawer:
         self._has_kernel = has_kernel
         self._rows: _Rows | None = None
 
-    @torch.inference_mode()
     def draw(self, sequences: list[Sequence], logits: Ordered[Tensor]) -> list[TokenRecord]:
         """The next token of each sequence, given every network's [B, V] logits."""
-        if not sequences:
-            return []
+        return token_records(self.draw_numbers(sequences, logits)) if sequences else []
+
+    @torch.inference_mode()
+    def draw_numbers(self, sequences: list[Sequence], logits: Ordered[Tensor]) -> Tensor:
+        """What `draw` says, as numbers on the host.
+
+        [B, 3 + K]: the token, the size of its head set, its log-probability in the mixture and under each network.
+        """
         rows = self._rows_for(sequences)
         real = tuple(logits_BV[:, : self.vocab_size] for logits_BV in logits)
-        banned_BV = self._banned(sequences)
-        records, token_B = self._draw_from_heads(rows, real, banned_BV)
-        if token_B is None:
-            records, token_B = self._draw_from_all(rows, real, banned_BV)
+        banned_BV = self._banned(sequences) if rows.has_minimum else None
+        record_BR = self._draw_from_heads(rows, real, banned_BV)
+        if record_BR is None:
+            record_BR = self._draw_from_all(rows, real, banned_BV)
         if rows.is_seen_BV is not None:
+            token_B = record_BR[:, 0].long().to(self.device)
             rows.is_seen_BV.scatter_(1, token_B[:, None], True)
-        return records
+        return record_BR
 
-    def _draw_from_heads(
-        self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None
-    ) -> tuple[list[TokenRecord], Tensor | None]:
-        """By kernels that look at head sets alone; no tokens where they cannot."""
+    def _draw_from_heads(self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None) -> Tensor | None:
+        """By kernels that look at head sets alone; None where they cannot."""
         if rows.numbers is None:
-            return [], None
+            return None
         if self._has_kernel:
             coordinates_3B = self._coordinates(rows, self.device)
             record_BR = draw_on_cpu(
                 logits, rows.head_log_lambda_B, rows.numbers, coordinates_3B, rows.is_seen_BV, banned_BV
             )
-            records = _records(record_BR)
-            is_told = all(record.head_size > 0 for record in records)  # unless logits are not numbers
-            return (records, record_BR[:, 0].long()) if is_told else ([], None)
+            is_told = bool((record_BR[:, 1] > 0).all())  # unless logits are not numbers
+            return record_BR if is_told else None
         heads = find_heads_on_gpu(logits, rows.head_log_lambda_B)
         uniform_B = uniforms(*self._coordinates(rows, torch.device("cpu"))).to(self.device)
-        record_BR = draw_on_gpu(heads, rows.numbers, uniform_B, self.vocab_size, rows.is_seen_BV, banned_BV)
-        records = _records(record_BR)
-        if any(record.head_size > HEAD_WIDTH for record in records):
+        drawn_BR = draw_on_gpu(heads, rows.numbers, uniform_B, self.vocab_size, rows.is_seen_BV, banned_BV)
+        record_BR = drawn_BR.cpu()
+        if bool((record_BR[:, 1] > HEAD_WIDTH).any()):
             rows.numbers = None
-            return [], None
-        return records, record_BR[:, 0].long()
+            return None
+        return record_BR
 
-    def _draw_from_all(
-        self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None
-    ) -> tuple[list[TokenRecord], Tensor]:
+    def _draw_from_all(self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None) -> Tensor:
         """In plain torch, on the whole vocabulary."""
         if rows.rules is None:
             rows.rules = stack_rules([sequence.rule for sequence in rows.sequences], self.vocab_size, self.device)
         _, sample_index_B, position_B = self._coordinates(rows, self.device)
         step = decode_step(logits, rows.rules, sample_index_B, position_B, rows.is_seen_BV, banned_BV)
         columns = (step.token_B, step.head_size_B, step.mixture_logprob_B, *step.logprobs_BK.unbind(-1))
-        return _records(torch.stack([column.double() for column in columns], dim=-1)), step.token_B
+        return torch.stack([column.double() for column in columns], dim=-1).cpu()
 
     def _coordinates(self, rows: _Rows, device: torch.device) -> Tensor:
         """What each row's random number depends on: seed, sample index and position [3, B]."""
-        sequences = rows.sequences
-        return torch.tensor(
-            [[s.rule.seed for s in sequences], [s.sample_index for s in sequences], [s.num_drawn for s in sequences]],
-            device=device,
-        )
+        return torch.tensor([*rows.where_B, [sequence.num_drawn for sequence in rows.sequences]], device=device)
 
     @torch.inference_mode()
     def score(self, chunks: Ordered[Chunk], logits: Ordered[Tensor]) -> list[list[TokenRecord]]:
@@ -122,6 +123,8 @@ class Drawer:
             has_penalty = any(rule.repetition_penalty != 1.0 for rule in rules)
             self._rows = _Rows(
                 sequences=sequences,
+                where_B=[[rule.seed for rule in rules], [sequence.sample_index for sequence in sequences]],
+                has_minimum=any(rule.min_tokens > 0 for rule in rules),
                 head_log_lambda_B=torch.tensor(
                     [math.log(rule.head_lambda) if rule.head_lambda else -math.inf for rule in rules],
                     device=self.device,
@@ -156,8 +159,8 @@ class Drawer:
         return mask_BV.to(self.device)
 
 
-def _records(record_BR: Tensor) -> list[TokenRecord]:
-    """What is recorded of each drawn token, in one transfer from the device."""
+def token_records(record_BR: Tensor) -> list[TokenRecord]:
+    """What `draw_numbers` says of each token."""
     return [
         TokenRecord(int(token_id), tuple(logprobs), mixture_logprob, int(head_size))
         for token_id, head_size, mixture_logprob, *logprobs in record_BR.tolist()

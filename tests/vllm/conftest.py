@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 if importlib.util.find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]
 
-# Engine and worker in this process: a start takes one second instead of twenty. One test starts them as processes.
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-
 BLOCK = 32
 """The smallest block of vLLM's CPU kernels, whose heads are multiples of 32 wide."""
 

@@ -5,8 +5,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,6 +19,7 @@ from cong.schemas import Prompt, SamplingParameters
 from tests.vllm.conftest import CONFIG, VllmWorld
 
 PROMPT = Prompt(text="hello")
+ONE_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 
 
 def contrast(**fields: Any) -> SamplingParameters:
@@ -163,32 +165,48 @@ def test_adapters_are_refused_with_the_remedy(world: VllmWorld) -> None:
 
 
 PROGRAM = """
-import json, sys
+import json, multiprocessing, os, random, sys
 from cong.config import EngineConfig, ModelsConfig, NetworkConfig
-from cong.engine import Generate, open_engine
+from cong.engine import Generate, Rate, open_engine
 from cong.schemas import Prompt, SamplingParameters
 
 if __name__ == "__main__":
     aligned, base, config = sys.argv[1:]
     networks = {"aligned": NetworkConfig(source=aligned), "base": NetworkConfig(source=base)}
+    random.seed(7)
+    before = random.getstate(), dict(os.environ).get("VLLM_ENABLE_V1_MULTIPROCESSING")
     engine = open_engine(ModelsConfig(dtype="float32", **networks), EngineConfig.model_validate_json(config))
+    found = {"num_processes": len(multiprocessing.active_children())}
+    if not found["num_processes"]:
+        found["is_untouched"] = before == (random.getstate(), os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING"))
     parameters = SamplingParameters.contrastive(0.4, max_tokens=12, ignore_eos=True)
     engine.submit(Generate("r", Prompt(text="hello"), parameters, (0, 1)))
-    records = []
+    engine.score(Rate("s", Prompt(text="hello"), (5, 6, 7)))
+    happened = []
     while engine.has_work:
-        records += [event.record for event in engine.events()]
+        happened += engine.events()
     engine.close()
-    print("RESULT", json.dumps([[record.sample_index, record.completion_token_ids] for record in records]))
+    for event in happened:
+        record = getattr(event, "record", None)
+        if record is None:
+            found["score"] = event.score.logprobs
+        else:
+            found[f"tokens {record.sample_index}"] = record.completion_token_ids
+            found[f"head sizes {record.sample_index}"] = record.head_sizes
+            found[f"logprobs {record.sample_index}"] = {"mixture": record.mixture_logprobs, **record.logprobs}
+    print("RESULT", json.dumps(found))
 """
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"is_eager": False}, {"tensor_parallel_size": 2}], ids=["eager", "compiled", "divided"]
+    ("changes", "variable"),
+    [({}, "1"), ({"is_eager": False}, "1"), ({"tensor_parallel_size": 2}, None), ({}, None)],
+    ids=["eager", "compiled", "divided", "one process"],
 )
-def test_worker_processes_know_the_model_and_draw_the_same(
-    world: VllmWorld, tmp_path: Path, changes: dict[str, int]
+def test_what_is_drawn_and_told_does_not_depend_on_vllms_processes(
+    world: VllmWorld, tmp_path: Path, changes: dict[str, int], variable: str | None
 ) -> None:
-    """vLLM starts its engine and workers as processes, which learn of the model by the entry point."""
+    """One process on a CPU unless the environment or a division says otherwise; others learn of the model by vLLM."""
     cores = sorted(os.sched_getaffinity(0))
     num_workers = changes.get("tensor_parallel_size", 1)
     if len(cores) < num_workers:
@@ -196,19 +214,49 @@ def test_worker_processes_know_the_model_and_draw_the_same(
     config = CONFIG.model_copy(update={"vllm": CONFIG.vllm.model_copy(update=changes)}).model_dump_json()
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, str(tmp_path / "program.py"), *map(str, llamas(world)), config]
-    cache = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-        "VLLM_CACHE_ROOT": str(tmp_path / "cache"),
-        "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, cores[:num_workers])),
-    }
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, **cache})
+    environment = {name: value for name, value in os.environ.items() if name != ONE_PROCESS}
+    environment["VLLM_CACHE_ROOT"] = str(tmp_path / "cache")
+    environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, cores[:num_workers]))
+    environment |= {} if variable is None else {ONE_PROCESS: variable}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    found = json.loads(line.removeprefix("RESULT"))
+    if variable is None and num_workers == 1:
+        assert found.pop("num_processes") == 0
+        assert found.pop("is_untouched"), "numbers drawn at random and the environment are the caller's"
+    else:
+        assert found.pop("num_processes") > 0
+    assert found == told_here(world)
+
+
+def told_here(world: VllmWorld) -> dict[str, Any]:
+    """What `PROGRAM` tells, by an engine of this process; numbers within rounding."""
     engine = world.engine(*llamas(world))
     engine.submit(Generate("r", PROMPT, contrast(), (0, 1)))
-    here = [
-        [e.record.sample_index, [*e.record.completion_token_ids]]
-        for e in drain(engine)
-        if isinstance(e, SampleFinished)
-    ]
-    assert sorted(json.loads(line.removeprefix("RESULT"))) == sorted(here)
+    engine.score(Rate("s", PROMPT, (5, 6, 7)))
+    told: dict[str, Any] = {}
+    for event in drain(engine):
+        if isinstance(event, Rated):
+            told["score"] = close_to(event.score.logprobs)
+        elif isinstance(event, SampleFinished):
+            record = event.record
+            told[f"tokens {record.sample_index}"] = [*record.completion_token_ids]
+            told[f"head sizes {record.sample_index}"] = [*record.head_sizes]
+            told[f"logprobs {record.sample_index}"] = close_to({"mixture": record.mixture_logprobs, **record.logprobs})
+    return told
+
+
+def close_to(logprobs: Mapping[Any, tuple[float, ...]]) -> dict[str, Any]:
+    return {name: pytest.approx([*values], abs=1e-4) for name, values in logprobs.items()}
+
+
+def test_a_vllm_that_lacks_what_is_needed_is_refused_by_name() -> None:
+    from cong.engine.vllm_backend.internals import Core
+
+    class NoCore:
+        engine_core = object()
+        input_processor = object()
+
+    with pytest.raises(ConfigError, match=r"object has no get_output, .* tested with vLLM 0\.32\.0: install one"):
+        Core(cast("Any", NoCore()), num_networks=2)

@@ -1,37 +1,46 @@
 """The engine protocol over vLLM: its scheduler, cache and kernels, our checks, drawing and records.
 
 Synchronous and single-threaded like our own engine: one call of `events` is one step of vLLM. Knows vLLM's public
-classes only; what is internal lies in `sampler`.
+classes only; what is internal lies in `internals`.
 """
 
+import contextlib
 import logging
+import os
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
 
+import numpy as np
 import torch
 import vllm
-from vllm import EngineArgs, LLMEngine, RequestOutput, TokensPrompt
-from vllm import SamplingParams as VllmSampling
-from vllm.sampling_params import RequestOutputKind
-from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm import EngineArgs, LLMEngine
+from vllm.platforms import current_platform
 
 from cong import __version__
 from cong.config.engine import EngineConfig
+from cong.engine.cpu.waiting import Waiting
 from cong.engine.desk import Desk, generate
 from cong.engine.protocol import EngineStats, Event, Generate, Rate, TokenRecord
 from cong.engine.sequence import Sequence
+from cong.engine.vllm_backend.internals import Core, Told
 from cong.engine.vllm_backend.plugin import ARCHITECTURE, register
 from cong.engine.vllm_backend.versions import require_known_runner, require_tested
-from cong.engine.vllm_backend.wishes import ARGUMENT, Wish
+from cong.engine.vllm_backend.wishes import Wish
 from cong.errors import ModelError, UnsupportedModel
 from cong.models import NetworkSet
 from cong.schemas import NetworkIdentity, Prompt, SampleRecord, SampleRequest
 
 log = logging.getLogger(__name__)
 
-WORKER = "cong.engine.vllm_backend.sampler.MixingWorker"
+ONE_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
+"""vLLM's own variable: 0 = its engine and its worker run in the process that starts it."""
+
+CPU_BLOCK = 64
+"""Tokens of a block on a CPU, half of what vLLM takes: its kernel attends faster, and shorter prefixes are shared."""
+
+WORKER = "cong.engine.vllm_backend.internals.MixingWorker"
 
 
 class VllmEngine:
@@ -51,8 +60,10 @@ class VllmEngine:
         self.config = config
         self._clock = clock
         self._num_networks = len(networks.networks)
-        self._ledger = _Ledger()
-        self._llm = _start(networks, config, self._ledger)
+        self._llm = _start(networks, config)
+        self._core = Core(self._llm, self._num_networks)
+        computes_here = self._core.is_here and current_platform.is_cpu()
+        self._waiting = Waiting() if computes_here and torch.get_num_threads() > 1 else None
         cache = self._llm.vllm_config.cache_config
         self._num_blocks = int(cache.num_gpu_blocks) - 1  # vLLM keeps one for nobody
         self._block_size = int(cache.block_size)
@@ -88,25 +99,19 @@ class VllmEngine:
     def submit(self, request: Generate) -> None:
         """Queue samples; refuses what can never be served."""
         for sequence in self._desk.open_samples(request):
-            parameters = sequence.parameters
             wish = Wish(
-                parameters=parameters,
+                parameters=sequence.parameters,
                 sample_index=sequence.sample_index,
                 stop_token_ids=tuple(sorted(sequence.stop_token_ids)),
             )
-            # vLLM may end a sample by itself where it ends as we do; else we end it, a step later.
-            ends = [] if parameters.min_tokens else sorted(sequence.stop_token_ids)
-            options = {"max_tokens": parameters.max_tokens, "stop_token_ids": ends, "logprobs": self._num_networks}
-            self._add(sequence, sequence.prompt_token_ids, wish, options)
+            self._core.add(self._name(sequence), sequence.prompt_token_ids, wish)
 
     def score(self, request: Rate) -> None:
         """Queue a scoring; its answer is an event."""
         sequence = self._desk.open_score(request)
         wish = Wish(parameters=sequence.parameters, last_target=sequence.targets[-1])
-        options: dict[str, Any] = {"max_tokens": 1, "logprobs": self._num_networks}
-        if len(sequence.targets) > 1:
-            options["prompt_logprobs"] = self._num_networks - 1
-        self._add(sequence, (*sequence.prompt_token_ids, *sequence.targets[:-1]), wish, options)
+        prompt_token_ids = (*sequence.prompt_token_ids, *sequence.targets[:-1])
+        self._core.add(self._name(sequence), prompt_token_ids, wish, scores_prompt=len(sequence.targets) > 1)
 
     def cancel(self, request_id: str) -> None:
         """End what is left of a request; unknown and finished ones are left alone."""
@@ -138,18 +143,18 @@ class VllmEngine:
 
     def stats(self) -> EngineStats:
         """Where the engine stands; bytes and operations are not counted by this one."""
-        ledger = self._ledger
-        num_running = min(ledger.num_running, len(self._sequences))
+        core = self._core
+        num_running = min(core.num_running, len(self._sequences))
         return EngineStats(
             num_seats=self.max_running,
             num_running=num_running,
             num_waiting=len(self._sequences) - num_running,
             num_blocks=self._num_blocks,
-            num_blocks_free=round((1.0 - ledger.cache_usage) * self._num_blocks),
-            num_prefix_hits=ledger.num_hit_tokens // self._block_size,
-            num_preemptions=ledger.num_preemptions,
+            num_blocks_free=round((1.0 - core.cache_usage) * self._num_blocks),
+            num_prefix_hits=core.num_hit_tokens // self._block_size,
+            num_preemptions=core.num_preemptions,
             num_steps=self._counts["steps"],
-            num_prompt_tokens=ledger.num_prompt_tokens,
+            num_prompt_tokens=core.num_prompt_tokens,
             num_drawn_tokens=self._counts["drawn"],
             num_finished=self._desk.num_finished,
             seconds=dict(self._seconds),
@@ -159,70 +164,60 @@ class VllmEngine:
         """Stop vLLM's processes and free what it holds; a second time does nothing."""
         if not self._is_closed:
             self._is_closed = True
-            self._llm.engine_core.shutdown()
+            self._core.close()
+            if self._waiting is not None:
+                self._waiting.close()
 
-    def _add(self, sequence: Sequence, prompt_token_ids: tuple[int, ...], wish: Wish, options: dict[str, Any]) -> None:
+    def _name(self, sequence: Sequence) -> str:
         self._num_named += 1
         name = str(self._num_named)
-        parameters = VllmSampling(
-            temperature=0.0,  # no draw of vLLM's own, and no random state
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-            extra_args={ARGUMENT: wish.model_dump(mode="json")},
-            **options,
-        )
-        self._llm.add_request(name, TokensPrompt(prompt_token_ids=list(prompt_token_ids)), parameters)
         self._sequences[name] = sequence
+        return name
 
     def _step(self) -> None:
         started = time.perf_counter()
-        outputs = self._llm.step()
+        step = self._core.step()
         stepped = time.perf_counter()
         now = self._clock()
         self._counts["steps"] += 1
         ended = []
-        for output in outputs:
-            sequence = self._sequences.get(output.request_id)
+        for told in step:
+            sequence = self._sequences.get(told.name)
             if sequence is None:
                 continue
-            self._take(sequence, output, now)
-            if output.finished:
-                del self._sequences[output.request_id]
+            self._take(sequence, told, now)
+            if told.end is not None:
+                del self._sequences[told.name]
             elif sequence.is_finished:
                 ended.append(sequence)
         self._abort(ended)
         self._seconds["step"] += stepped - started
         self._seconds["commit"] += time.perf_counter() - stepped
+        if self._waiting is not None:
+            self._waiting.look()
 
-    def _take(self, sequence: Sequence, output: RequestOutput, now: float) -> None:
+    def _take(self, sequence: Sequence, told: Told, now: float) -> None:
         """What a step says of one sequence."""
         if sequence.admitted_at is None:
-            sequence.admitted_at = _admitted_at(sequence, output, now)
-        completion = output.outputs[0]
-        tokens = [
-            _token(token_id, entry) for token_id, entry in zip(completion.token_ids, completion.logprobs, strict=True)
-        ]
-        self._counts["drawn"] += len(tokens)
+            sequence.admitted_at = now if told.waited_s is None else min(now, sequence.submitted_at + told.waited_s)
+        self._counts["drawn"] += len(told.tokens)
         if sequence.targets:
-            self._take_score(sequence, output, tokens, now)
+            self._take_score(sequence, told, now)
         else:
-            for token in tokens:
+            for token in told.tokens:
                 if not sequence.is_finished:
                     self._desk.take_token(sequence, token, now)
-        if output.finished and not sequence.is_finished:
-            raise ModelError(f"vLLM ended a request by itself ({completion.finish_reason}) that is not at its end")
+        if told.end is not None and not sequence.is_finished:
+            raise ModelError(f"vLLM ended a request by itself ({told.end}) that is not at its end")
 
-    def _take_score(self, sequence: Sequence, output: RequestOutput, tokens: list[TokenRecord], now: float) -> None:
-        if not tokens:
+    def _take_score(self, sequence: Sequence, told: Told, now: float) -> None:
+        if not told.tokens:
             return
-        first = len(sequence.prompt_token_ids)
-        before = (output.prompt_logprobs or [])[first:]
+        before = told.prompt_logprobs[len(sequence.prompt_token_ids) - 1 :]
         sequence.records = [
-            TokenRecord(token_id, tuple(value.logprob for value in entry.values()))
-            for token_id, entry in zip(sequence.targets[:-1], before, strict=True)
+            TokenRecord(token_id, values) for token_id, values in zip(sequence.targets[:-1], before, strict=True)
         ]
-        sequence.records.append(tokens[-1])
+        sequence.records.append(told.tokens[-1])
         sequence.finish_reason = "stop"
         self._desk.finish(sequence, now)
 
@@ -230,43 +225,12 @@ class VllmEngine:
         if ended:
             gone = {id(sequence) for sequence in ended}
             names = [name for name, sequence in self._sequences.items() if id(sequence) in gone]
-            self._llm.abort_request(names)
+            self._core.abort(names)
             for name in names:
                 del self._sequences[name]
 
 
-class _Ledger(StatLoggerBase):
-    """What vLLM's scheduler tells after each step."""
-
-    def __init__(self) -> None:
-        self.num_running = 0
-        self.cache_usage = 0.0
-        self.num_hit_tokens = 0
-        self.num_preemptions = 0
-        self.num_prompt_tokens = 0
-
-    def __call__(self, vllm_config: Any, engine_index: int = 0) -> "_Ledger":
-        """vLLM asks for a factory; there is one engine, so one ledger."""
-        return self
-
-    def record(
-        self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
-    ) -> None:
-        """Take a step's numbers."""
-        if scheduler_stats is not None:
-            self.num_running = scheduler_stats.num_running_reqs
-            self.cache_usage = scheduler_stats.kv_cache_usage
-            if scheduler_stats.prefix_cache_stats is not None:
-                self.num_hit_tokens += scheduler_stats.prefix_cache_stats.hits
-        if iteration_stats is not None:
-            self.num_preemptions += iteration_stats.num_preempted_reqs
-            self.num_prompt_tokens += iteration_stats.prompt_token_stats.computed
-
-    def log_engine_initialized(self) -> None:
-        """Nothing to say."""
-
-
-def _start(networks: NetworkSet, config: EngineConfig, ledger: _Ledger) -> LLMEngine:
+def _start(networks: NetworkSet, config: EngineConfig) -> LLMEngine:
     first = networks.networks[0]
     described = [{"role": n.role, "folder": str(n.artefact.folder)} for n in networks.networks]
     register()
@@ -284,7 +248,7 @@ def _start(networks: NetworkSet, config: EngineConfig, ledger: _Ledger) -> LLMEn
         max_model_len=networks.context_length,
         max_num_seqs=config.max_running,
         max_num_batched_tokens=max(config.max_step_tokens, config.max_running),
-        block_size=config.vllm.block_size or None,
+        block_size=config.vllm.block_size or (CPU_BLOCK if current_platform.is_cpu() else None),
         kv_cache_memory_bytes=config.kv_memory_bytes or None,
         gpu_memory_utilization=config.kv_memory_fraction,
         tensor_parallel_size=config.vllm.tensor_parallel_size,
@@ -293,15 +257,36 @@ def _start(networks: NetworkSet, config: EngineConfig, ledger: _Ledger) -> LLMEn
         async_scheduling=False,  # a token must be known before the next one is drawn
         worker_extension_cls=WORKER,
     )
+    is_alone = current_platform.is_cpu() and config.vllm.tensor_parallel_size == 1
     try:
-        vllm_config = arguments.create_engine_config()
-        require_known_runner(is_v2=vllm_config.use_v2_model_runner)
-        llm = LLMEngine.from_vllm_config(vllm_config, stat_loggers=[ledger])
+        with _in_one_process() if is_alone else contextlib.nullcontext():
+            vllm_config = arguments.create_engine_config()
+            require_known_runner(is_v2=vllm_config.use_v2_model_runner)
+            llm = LLMEngine.from_vllm_config(vllm_config)
         llm.collective_rpc("draw_by_mixing", args=(len(networks.networks), networks.shared_vocab_size, config.kernel))
     except (ValueError, RuntimeError, NotImplementedError) as error:
         roles = ", ".join(f"{n.name} ({n.architecture.model_type})" for n in networks.networks)
         raise ModelError(f"vLLM {vllm.__version__} does not start with {roles} as one model: {error}") from error
     return llm
+
+
+@contextlib.contextmanager
+def _in_one_process() -> Iterator[None]:
+    """vLLM started now computes in this process, on every core that torch uses here, unless the environment says else.
+
+    By itself it starts two processes on a CPU and leaves a core to them. What it seeds at its start is put back.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    is_chosen = ONE_PROCESS in os.environ
+    os.environ.setdefault(ONE_PROCESS, "0")
+    try:
+        yield
+    finally:
+        if not is_chosen:
+            del os.environ[ONE_PROCESS]
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def _require_one_cache(networks: NetworkSet) -> None:
@@ -323,23 +308,3 @@ def _require_one_cache(networks: NetworkSet) -> None:
             f"({listed}); vLLM's cache manager needs one width for several kinds: use networks of one size, or "
             "engine.backend cong"
         )
-
-
-def _token(token_id: int, entry: Any) -> TokenRecord:
-    """A drawn token from what the sampler has put beside it."""
-    values = [*entry.values()]
-    return TokenRecord(
-        token_id,
-        tuple(value.logprob for value in values[1:]),
-        values[0].logprob,
-        values[0].rank or 0,
-    )
-
-
-def _admitted_at(sequence: Sequence, output: RequestOutput, now: float) -> float:
-    """When vLLM began to work on a sequence, on the engine's clock."""
-    metrics = output.metrics
-    if metrics is None or not metrics.scheduled_ts:
-        return now
-    waited_s = max(0.0, float(metrics.scheduled_ts) - float(metrics.queued_ts))
-    return min(now, sequence.submitted_at + waited_s)

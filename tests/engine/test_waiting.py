@@ -1,0 +1,63 @@
+"""How threads wait: as the cores are, with a team of OpenMP's that is really there and really gone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cong.engine.cpu.waiting import Waiting, seconds_without_a_core
+
+PROGRAM = """
+import os, time
+from cong.engine.cpu.waiting import Waiting
+
+now, delay_s = 0.0, 0.0
+waiting = Waiting(clock=lambda: now, delayed_s=lambda: delay_s)
+num_tasks = lambda: len(os.listdir("/proc/self/task"))
+before = num_tasks()
+
+def see(at, delayed_s):
+    global now, delay_s
+    now, delay_s = at, delayed_s
+    waiting.look()
+    return waiting.is_brief, num_tasks() - before
+
+assert see(1.0, 0.1) == (False, 0), "a tenth of the time is no contention"
+assert see(2.0, 0.6) == (True, 2), "an idle thread, and the other one of its team"
+assert see(2.1, 0.6) == (True, 2), "it does not look so often"
+assert see(3.0, 1.6) == (True, 2), "one team is enough"
+assert not see(4.0, 1.6)[0]
+deadline = time.monotonic() + 20
+while num_tasks() > before and time.monotonic() < deadline:
+    time.sleep(0.01)
+assert num_tasks() == before, "it is gone, a moment later"
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux shows them")
+def test_threads_wait_briefly_while_cores_are_contended_and_long_again_afterwards() -> None:
+    """In a process of its own, where no other thread comes or goes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_closing_sends_the_idle_team_away() -> None:
+    delays = iter((0.0, 0.5))
+    times = iter((0.0, 1.0, 1.0))
+    waiting = Waiting(clock=lambda: next(times), delayed_s=lambda: next(delays))
+    waiting.look()
+    was_brief = waiting.is_brief
+    waiting.close()
+    waiting.close()
+    assert (was_brief, waiting.is_brief) == (True, False)
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel keeps no account")
+def test_the_time_without_a_core_is_the_kernels_account() -> None:
+    first = seconds_without_a_core()
+    own = int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+    assert first > 0.0
+    assert own <= seconds_without_a_core()
