@@ -12,6 +12,7 @@ from pathlib import Path
 from cong.cli.config import add_config_options, resolve_config
 from cong.cli.evaluate import print_plan, run_evaluation
 from cong.errors import CongError
+from cong.wording import of_the_machine
 from jobs import connection
 from jobs.planning import placed
 
@@ -34,6 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_evaluation(placed(config, folder, is_unpacked=connection.is_unpacked(folder)))
     except CongError as error:
         print(f"jobs.evaluate: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        problem = of_the_machine(error)
+        if problem is None:
+            raise
+        print(f"jobs.evaluate: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("jobs.evaluate: interrupted; run it again to continue", file=sys.stderr)

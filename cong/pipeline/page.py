@@ -104,7 +104,8 @@ def _curves(trained: Sequence[Trained]) -> list[Block]:
                 line = Line(label, [x for x, _ in points], [y for _, y in points])
                 plots.append(LinePlot([line], Axis("step"), Axis(label, unit), title=one.name, smoothing=0.8))
         if plots:
-            figures.append(Figure(Panels(plots), f"{label} of every stage that trains: every step, and smoothed."))
+            shown = f"{label[:1].upper()}{label[1:]}"
+            figures.append(Figure(Panels(plots), f"{shown} of every stage that trains: every step, and smoothed."))
     return figures
 
 
