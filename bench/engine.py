@@ -28,7 +28,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent))
 
 from processes import usage_of
-from vllm_rounds import MARK
+from vllm_rounds import MARK, busy_process
 from workload import VOCAB, Work, conditions, make_pair, summary, write_json
 
 from cong.config.engine import EngineConfig
@@ -219,6 +219,8 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
             if number:  # the first round warms up
                 rates[name].append(rate)
             console.print(f"  round {number}: {name}: {rate:,.0f} tokens/s", style="dim")
+    with busy_process():
+        rates[f"cong, the pair, {BESIDE}"] = [ours() for _ in range(options.rounds)]
     if options.vllm_env is not None:
         cores = sorted(os.sched_getaffinity(0))
         every_core = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}-{cores[-1]}"}

@@ -11,6 +11,7 @@ from cong import __version__
 from cong.config.engine import EngineConfig
 from cong.engine.blocks import BlockPool
 from cong.engine.ceiling import measure_ceiling
+from cong.engine.cpu.waiting import Waiting
 from cong.engine.desk import Desk, generate
 from cong.engine.drawing import Drawer
 from cong.engine.memory import StepCost, plan_blocks
@@ -65,6 +66,7 @@ class Engine:
         software = {"cong": __version__, "torch": torch.__version__, "engine": "cong"}
         self._desk = Desk(networks, self.max_tokens, software, self._writer, clock)
         self._ceiling = measure_ceiling(self._runner.device, self._runner.dtype)
+        self._waiting = Waiting() if not is_on_gpu and torch.get_num_threads() > 1 else None
         self._bound_s = 0.0
         self._counts: Counter[str] = Counter()
         self._seconds = dict.fromkeys(("schedule", "forward", "mix", "commit"), 0.0)
@@ -110,6 +112,8 @@ class Engine:
             self._scheduler.retire()
         if self._desk.has_open:
             self._step()
+            if self._waiting is not None:
+                self._waiting.look()
         return self._desk.take_events()
 
     def generate(
@@ -150,7 +154,9 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Nothing works for this engine but whoever calls it."""
+        """Only threads of OpenMP work for this engine; one of them may be idle on purpose."""
+        if self._waiting is not None:
+            self._waiting.close()
 
     def _step(self) -> None:
         with self._phase("schedule"):

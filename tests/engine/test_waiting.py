@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from cong.config.engine import EngineConfig
+from cong.engine import Engine, Generate
 from cong.engine.cpu.waiting import Waiting, seconds_without_a_core
+from cong.schemas import Prompt, SamplingParameters
+from tests.engine.conftest import World
 
 PROGRAM = """
 import os, time
+from cong.config.engine import EngineConfig
+from cong.engine import Engine, Generate
 from cong.engine.cpu.waiting import Waiting
 
 now, delay_s = 0.0, 0.0
@@ -61,3 +67,17 @@ def test_the_time_without_a_core_is_the_kernels_account() -> None:
     own = int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
     assert first > 0.0
     assert own <= seconds_without_a_core()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads as Linux shows them")
+def test_the_engine_looks_after_each_step_and_sends_the_team_away_when_it_closes(world: World) -> None:
+    engine = Engine(world.networks(world.folder("llama", 1)), EngineConfig(kv_memory_bytes=2**20))
+    now = iter(range(1_000))
+    delay_s = iter(range(1_000))
+    engine._waiting = Waiting(clock=lambda: next(now), delayed_s=lambda: next(delay_s))
+    engine.submit(Generate("a", Prompt(token_ids=(3, 4)), SamplingParameters(weights=(1.0,), max_tokens=2)))
+    assert not engine._waiting.is_brief
+    engine.events()
+    assert engine._waiting.is_brief, "no core for as long as the clock went"
+    engine.close()
+    assert not engine._waiting.is_brief
