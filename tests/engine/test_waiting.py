@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from cong.config.engine import EngineConfig
 from cong.engine import Engine, Generate
-from cong.engine.cpu.waiting import Waiting, seconds_without_a_core
+from cong.engine.cpu.waiting import Waiting, gives_way, seconds_without_a_core
 from cong.schemas import Prompt, SamplingParameters
 from tests.engine.conftest import World
 
@@ -69,15 +70,34 @@ def test_the_time_without_a_core_is_the_kernels_account() -> None:
     assert own <= seconds_without_a_core()
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads as Linux shows them")
 def test_the_engine_looks_after_each_step_and_sends_the_team_away_when_it_closes(world: World) -> None:
     engine = Engine(world.networks(world.folder("llama", 1)), EngineConfig(kv_memory_bytes=2**20))
     now = iter(range(1_000))
     delay_s = iter(range(1_000))
-    engine._waiting = Waiting(clock=lambda: next(now), delayed_s=lambda: next(delay_s))
+    waiting = engine._waiting = Waiting(clock=lambda: next(now), delayed_s=lambda: next(delay_s))
     engine.submit(Generate("a", Prompt(token_ids=(3, 4)), SamplingParameters(weights=(1.0,), max_tokens=2)))
-    assert not engine._waiting.is_brief
+    seen = [waiting.is_brief]
     engine.events()
-    assert engine._waiting.is_brief, "no core for as long as the clock went"
+    seen.append(waiting.is_brief)
     engine.close()
-    assert not engine._waiting.is_brief
+    seen.append(waiting.is_brief)
+    assert seen == [False, True, False], "no core for as long as the clock went; nobody left behind"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux keeps priorities by thread")
+def test_a_thread_that_gives_way_is_left_alone() -> None:
+    found: list[bool] = []
+
+    def look() -> None:
+        own = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + 1)
+        times, delays = iter((0.0, 1.0, 1.0)), iter((0.0, 1.0))
+        waiting = Waiting(clock=lambda: next(times), delayed_s=lambda: next(delays))
+        waiting.look()
+        found.append(waiting.is_brief)
+
+    assert not gives_way()
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [False]

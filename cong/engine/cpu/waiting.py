@@ -6,9 +6,13 @@ turns circles spends its share of the core, is put aside for the other's, and al
 hundred times a step. OpenMP reads how long to wait when the process starts, but waits briefly and then sleeps while a
 process has more OpenMP threads than there are cores. A team of threads that does nothing makes that so, and can be sent
 away again.
+
+A thread that has been told to give way (`service.engine_niceness`) is left alone: it would get more done, and those who
+are to go first would wait for what it holds of the interpreter.
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -45,7 +49,7 @@ class Waiting:
         if passed_s < _INTERVAL_S:
             return
         delay_s = self._delayed_s()
-        is_contended = delay_s - self._delay_s > _CONTENDED * passed_s
+        is_contended = delay_s - self._delay_s > _CONTENDED * passed_s and not gives_way()
         self._looked_at, self._delay_s = self._clock(), delay_s
         if is_contended and self._team is None:
             self._team = _IdleTeam()
@@ -80,12 +84,17 @@ class _IdleTeam:
         self._thread.join(10.0)
 
 
+def gives_way() -> bool:
+    """Whether this thread has been told to let the other threads of the process go first."""
+    own, first = threading.get_native_id(), os.getpid()
+    return os.getpriority(os.PRIO_PROCESS, own) > os.getpriority(os.PRIO_PROCESS, first)
+
+
 def seconds_without_a_core() -> float:
     """For how long the threads of this process were ready to run while none of the cores took them; 0 if unknown."""
     total = 0
     for task in _TASKS.iterdir() if _TASKS.exists() else ():
-        with contextlib.suppress(
-            OSError, IndexError
-        ):  # a thread that has just ended, or a kernel that keeps no account
+        # A thread that has just ended, or a kernel that keeps no account.
+        with contextlib.suppress(OSError, IndexError):
             total += int((task / "schedstat").read_text().split()[1])
     return total / 1e9
