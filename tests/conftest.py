@@ -1,6 +1,7 @@
-"""What all tests share: a Ray of their own, for those that need one, and Triton's interpreter without a GPU."""
+"""What all tests share: a Ray of their own, for those that need one, Triton's interpreter without a GPU, and Ctrl-C."""
 
 import os
+import signal
 
 import torch
 
@@ -10,3 +11,7 @@ __all__ = ["ray_session"]
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts what it puts in the background; programs that tests start and stop would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
