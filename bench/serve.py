@@ -56,6 +56,8 @@ LOADS = (0.5, 0.8, 1.2, 10.0)
 PARTS = ("throughput", "cost", "overload", "pace", "soak")
 PACED = "bench.paced:build"
 """The application with an engine of even pace."""
+ROUTER = {"RAY_SERVE_ROUTER_RETRY_INITIAL_BACKOFF_S": "0.01", "RAY_SERVE_ROUTER_RETRY_MAX_BACKOFF_S": "0.02"}
+"""How soon Serve's router looks again for a free replica: soon enough for requests to wait at the proxy."""
 PACED_WAITING = SEATS // 8
 """Who waits for one of so many seats waits about an eighth of a request's time."""
 
@@ -96,7 +98,7 @@ def settings(pair: tuple[Path, Path], options: argparse.Namespace) -> dict[str, 
 
 
 def serve_file(config: dict[str, Any], options: argparse.Namespace, import_path: str) -> dict[str, Any]:
-    """The shipped file for laptops with these settings, and room at the replica, so that nothing waits at the proxy."""
+    """The shipped file for laptops with these settings: the replica holds little more than its seats."""
     content: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "config-lab.yaml").read_text())
     (application,) = content["applications"]
     application["import_path"] = import_path
@@ -128,7 +130,8 @@ def start_service(
         command = [sys.executable, "-m", "serve", "--config", str(file), "--application", import_path]
         command += ["--port", str(port), "--num-cpus", "2"]
     log = (folder / f"{launcher}.log").open("ab")
-    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    environment = {**os.environ, **ROUTER, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
         with Client(url, "") as client:
@@ -431,8 +434,8 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load in the open loop")
     parser.add_argument("--max-waiting", type=int, default=64, help="of the service: samples without a seat")
-    parser.add_argument("--max-ongoing", type=int, default=1024, help="of Serve: requests that the replica holds")
-    parser.add_argument("--max-queued", type=int, default=96, help="of Serve: requests that wait at the proxy")
+    parser.add_argument("--max-ongoing", type=int, default=80, help="of Serve: requests that the replica holds")
+    parser.add_argument("--max-queued", type=int, default=64, help="of Serve: requests that wait at the proxy")
     parser.add_argument("--niceness", type=int, default=19, help="of the engine's threads, as shipped for laptops")
     parser.add_argument("--soak-minutes", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=0, help="of tensor work; 0 = as many as there are cores")
