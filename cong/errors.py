@@ -33,6 +33,7 @@
     ├── EvaluationError         answers and judgements cannot be used: names the prompt
     ├── PipelineError           a stage of a pipeline cannot be completed: names the stage
     ├── KernelUnavailable       compiled code cannot be made or loaded on this machine: says why
+    ├── MachineRefusal          a disk is full, a path is of another kind, rights are missing: says what helps
     └── MissingExtra            an optional dependency is not installed: names the extra
 
 A message gives the value, the bound and the remedy. Only `serve/` turns these into status codes.
@@ -185,6 +186,10 @@ class PipelineError(CongError):
 
 class KernelUnavailable(CongError):
     """Compiled code cannot be made or loaded on this machine."""
+
+
+class MachineRefusal(CongError):
+    """A full disk, a wrong place or missing rights: the machine refuses, and a user can mend it."""
 
 
 class MissingExtra(CongError):

@@ -4,8 +4,11 @@ Imports nothing of theirs: it takes what they say.
 """
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+from cong.errors import MachineRefusal
 
 _ROOM = "make room, and run the same command again"
 _PLACE = "check the path"
@@ -22,6 +25,18 @@ def of_the_machine(error: OSError) -> str | None:
     """A full disk, a wrong place or missing rights, with the remedy; None for what may be a fault of ours."""
     is_told = error.errno in _REMEDIES and (error.filename is not None or _REMEDIES[error.errno] == _ROOM)
     return f"{error.filename or 'a file'} cannot be used: {with_remedy(error)}" if is_told else None
+
+
+@contextmanager
+def told_by_the_machine() -> Iterator[None]:
+    """Around a whole command: what the machine refuses becomes an error of ours, which commands tell on one line."""
+    try:
+        yield
+    except OSError as error:
+        problem = of_the_machine(error)
+        if problem is None:
+            raise
+        raise MachineRefusal(problem) from error
 
 
 def with_remedy(error: OSError) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from cong.cli.config import add_config_options, resolve_config
 from cong.cli.evaluate import print_plan, run_evaluation
 from cong.errors import CongError
-from cong.wording import of_the_machine
+from cong.wording import told_by_the_machine
 from jobs import connection
 from jobs.planning import placed
 
@@ -24,23 +24,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     connection.add_submit(parser)
     arguments = parser.parse_args(argv)
     try:
-        config = resolve_config(arguments)
-        if arguments.dry_run:
-            return print_plan(config)
-        if arguments.submit is not None:
-            from jobs.submit import submit
+        with told_by_the_machine():
+            config = resolve_config(arguments)
+            if arguments.dry_run:
+                return print_plan(config)
+            if arguments.submit is not None:
+                from jobs.submit import submit
 
-            return submit(config, arguments.submit, "evaluate", 0.0)
-        folder = Path.cwd()
-        return run_evaluation(placed(config, folder, is_unpacked=connection.is_unpacked(folder)))
+                return submit(config, arguments.submit, "evaluate", 0.0)
+            folder = Path.cwd()
+            return run_evaluation(placed(config, folder, is_unpacked=connection.is_unpacked(folder)))
     except CongError as error:
         print(f"jobs.evaluate: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        problem = of_the_machine(error)
-        if problem is None:
-            raise
-        print(f"jobs.evaluate: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("jobs.evaluate: interrupted; run it again to continue", file=sys.stderr)

@@ -22,6 +22,7 @@ from cong.pipeline import Running, Task, run_pipeline
 from cong.pipeline.stopping import StoppedEarly
 from cong.telemetry import configure_logging
 from cong.train.stopping import StopRequest
+from cong.wording import told_by_the_machine
 from jobs import connection
 from jobs.planning import placed, require_backend, require_storage
 from jobs.train import Failed, Job
@@ -174,7 +175,8 @@ def _perform(folder: str, origin: str) -> str:
     if task.config.num_threads:
         torch.set_num_threads(task.config.num_threads)
     try:
-        perform(task, StopRequest())
+        with told_by_the_machine():
+            perform(task, StopRequest())
     except CongError as error:
         return str(error)
     return ""
@@ -204,18 +206,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every request
     try:
-        config = resolve_config(arguments)
-        require_backend(config)
-        if arguments.dry_run:
-            print_forecast(config)
-            return print_plan(config)
-        if arguments.submit is not None:
-            from jobs.submit import submit
+        with told_by_the_machine():
+            config = resolve_config(arguments)
+            require_backend(config)
+            if arguments.dry_run:
+                print_forecast(config)
+                return print_plan(config)
+            if arguments.submit is not None:
+                from jobs.submit import submit
 
-            until = ["--until", arguments.until] if arguments.until else []
-            return submit(config, arguments.submit, "pipeline", config.training_job.grace_s, until)
-        require_report()
-        return run(config, is_local=arguments.local, until=arguments.until)
+                until = ["--until", arguments.until] if arguments.until else []
+                return submit(config, arguments.submit, "pipeline", config.training_job.grace_s, until)
+            require_report()
+            return run(config, is_local=arguments.local, until=arguments.until)
     except Failed as error:
         print(f"jobs.pipeline: {error}; run it again to go on", file=sys.stderr)
         return EXIT_FAILED

@@ -26,6 +26,7 @@ from cong.prompts import BadRow, Columns, PromptSource, open_prompts
 from cong.schemas import Prompt
 from cong.telemetry import Progress, configure_logging, progress, track
 from cong.wire import InfoReply
+from cong.wording import told_by_the_machine
 from jobs import connection
 from jobs.planning import placed
 
@@ -246,15 +247,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every request
     try:
-        config = load_config(RunConfig, arguments.config, arguments.overrides)
-        if arguments.submit is not None and not arguments.dry_run:
-            from jobs.submit import submit
+        with told_by_the_machine():
+            config = load_config(RunConfig, arguments.config, arguments.overrides)
+            if arguments.submit is not None and not arguments.dry_run:
+                from jobs.submit import submit
 
-            return submit(config, arguments.submit, "sample", config.sampling_job.grace_s)
-        folder = Path.cwd()
-        job = Job(placed(config, folder, is_unpacked=connection.is_unpacked(folder)))
-        connection.warn_of_early_kill("sampling_job.grace_s", config.sampling_job.grace_s)
-        return asyncio.run(job.plan() if arguments.dry_run else job.run())
+                return submit(config, arguments.submit, "sample", config.sampling_job.grace_s)
+            folder = Path.cwd()
+            job = Job(placed(config, folder, is_unpacked=connection.is_unpacked(folder)))
+            connection.warn_of_early_kill("sampling_job.grace_s", config.sampling_job.grace_s)
+            return asyncio.run(job.plan() if arguments.dry_run else job.run())
     except (Overloaded, Unavailable, Unreachable) as error:
         print(f"jobs.sample: {error}; run it again later", file=sys.stderr)
         return EXIT_STOPPED

@@ -23,6 +23,7 @@ from cong.telemetry import Progress, configure_logging, progress
 from cong.train.monitor import WAITING_SHARE
 from cong.train.run import Outcome
 from cong.train.stopping import StopRequest
+from cong.wording import told_by_the_machine
 from jobs import connection
 from jobs.claim import Claim, Driver, Interrupted
 from jobs.planning import placed, require_backend, require_storage
@@ -214,16 +215,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     configure_logging()
     try:
-        config = resolve_config(arguments)
-        require_backend(config)
-        if arguments.dry_run:
-            print_training_estimate(config)
-            return print_config(placed(config, Path.cwd()))
-        if arguments.submit is not None:
-            from jobs.submit import submit
+        with told_by_the_machine():
+            config = resolve_config(arguments)
+            require_backend(config)
+            if arguments.dry_run:
+                print_training_estimate(config)
+                return print_config(placed(config, Path.cwd()))
+            if arguments.submit is not None:
+                from jobs.submit import submit
 
-            return submit(config, arguments.submit, "train", config.training_job.grace_s)
-        return train(config, is_local=arguments.local)
+                return submit(config, arguments.submit, "train", config.training_job.grace_s)
+            return train(config, is_local=arguments.local)
     except Failed as error:
         print(f"jobs.train: {error}; run it again to go on from the last checkpoint", file=sys.stderr)
         return EXIT_FAILED

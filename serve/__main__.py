@@ -13,6 +13,7 @@ from typing import Any
 from cong.config import dump_config
 from cong.config.serving import IMPORT_PATH
 from cong.errors import ConfigError, CongError
+from cong.wording import told_by_the_machine
 from serve.private import TOKEN, make_private
 
 DEFAULT_FILE = Path(__file__).parent / "config-lab.yaml"
@@ -71,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = build_parser().parse_args(argv)
     try:
-        return run(options)
+        with told_by_the_machine():
+            return run(options)
     except CongError as error:
         print(f"serve: {error}", file=sys.stderr)
         return 2

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = ROOT / "cong"
 
 FLOORS: list[set[str]] = [
-    {"errors", "wording"},
-    {"schemas"},
+    {"errors"},
+    {"schemas", "wording"},
     {"config", "wire", "files"},
     {"decoding", "objectives", "statistics"},
     {"models", "prompts", "stream", "telemetry", "report", "client", "cluster"},

@@ -5,10 +5,11 @@ import errno
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from cong.errors import MachineRefusal
 from cong.schemas import Prompt, SamplingParameters
 from cong.service.openai import CompletionRequest
 from cong.wire import SampleCall
-from cong.wording import causes, first_cause, of_the_machine
+from cong.wording import causes, first_cause, of_the_machine, told_by_the_machine
 
 
 class Pair(BaseModel):
@@ -65,3 +66,10 @@ def test_what_may_be_a_fault_of_ours_keeps_its_traceback() -> None:
     assert of_the_machine(FileNotFoundError(errno.ENOENT, "words", "some/file")) is None
     assert of_the_machine(PermissionError(errno.EPERM, "words")) is None  # such as a signal to a process
     assert of_the_machine(OSError("no number")) is None
+
+
+def test_around_a_command_what_the_machine_refuses_is_an_error_of_ours_and_a_bug_stays_one() -> None:
+    with pytest.raises(MachineRefusal, match="some/file cannot be used: words; make room"), told_by_the_machine():
+        raise OSError(errno.ENOSPC, "words", "some/file")
+    with pytest.raises(FileNotFoundError), told_by_the_machine():
+        raise FileNotFoundError(errno.ENOENT, "words", "some/file")

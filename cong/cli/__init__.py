@@ -12,7 +12,7 @@ from typing import cast
 
 from cong import __version__
 from cong.errors import CongError
-from cong.wording import of_the_machine
+from cong.wording import told_by_the_machine
 
 BROKEN_PIPE = 141
 """Exit code, as a shell gives it to what a broken pipe has ended."""
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
         run = cast(Callable[[argparse.Namespace], int], arguments.run)
-        return run(arguments)
+        with told_by_the_machine():
+            return run(arguments)
     except CongError as error:
         print(f"cong: {error}", file=sys.stderr)
         return 2
@@ -61,12 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read along, such as `head`, has enough; what is still to be flushed goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except OSError as error:
-        problem = of_the_machine(error)
-        if problem is None:
-            raise
-        print(f"cong: {problem}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("cong: interrupted", file=sys.stderr)
         return 130

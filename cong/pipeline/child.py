@@ -11,7 +11,7 @@ from cong.pipeline.task import Task
 from cong.pipeline.work import perform
 from cong.telemetry import configure_logging
 from cong.train.stopping import STOPPED_EXIT_CODE, StopRequest
-from cong.wording import of_the_machine
+from cong.wording import told_by_the_machine
 
 
 def main(arguments: list[str]) -> int:
@@ -19,21 +19,15 @@ def main(arguments: list[str]) -> int:
     configure_logging("INFO")
     die_with_parent()
     try:
-        task = Task.load(folder_argument(arguments))
-        if task.config.num_threads:
-            torch.set_num_threads(task.config.num_threads)
-        with StopRequest() as stop:
+        with told_by_the_machine(), StopRequest() as stop:
+            task = Task.load(folder_argument(arguments))
+            if task.config.num_threads:
+                torch.set_num_threads(task.config.num_threads)
             perform(task, stop)
     except StoppedEarly:
         return STOPPED_EXIT_CODE
     except CongError as error:
         print(f"{arguments[-1] if arguments else 'child'}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        problem = of_the_machine(error)
-        if problem is None:
-            raise
-        print(f"{arguments[-1]}: {problem}", file=sys.stderr)
         return 2
     return 0
 

@@ -69,6 +69,7 @@ TABLE: Mapping[type[errors.CongError], Kind] = {
     errors.KernelUnavailable: Kind(500, "server_error", "internal", _INTERNAL),
     errors.PipelineError: Kind(500, "server_error", "internal", _INTERNAL),
     errors.EvaluationError: Kind(500, "server_error", "internal", _INTERNAL),
+    errors.MachineRefusal: Kind(500, "server_error", "internal", _INTERNAL),
     errors.MissingExtra: Kind(500, "server_error", "internal", _INTERNAL),
 }
 """An error is told like the nearest class above it in the tree. The root stands for none: it is not in the table."""
