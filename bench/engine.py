@@ -219,6 +219,7 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
             if number:  # the first round warms up
                 rates[name].append(rate)
             console.print(f"  round {number}: {name}: {rate:,.0f} tokens/s", style="dim")
+    step_shares = {"float32": ours.shares, "bfloat16": ours_bf16.shares}
     with busy_process():
         rates[f"cong, the pair, {BESIDE}"] = [ours() for _ in range(options.rounds)]
     if options.vllm_env is not None:
@@ -244,7 +245,7 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
     return {
         "work": vars(work),
         "tokens_per_s": {name: summary(values) for name, values in rates.items()},
-        "step_shares": {"float32": ours.shares, "bfloat16": ours_bf16.shares},
+        "step_shares": step_shares,
     }
 
 
