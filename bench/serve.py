@@ -12,142 +12,38 @@ handles must stay flat while a tenth of the callers leaves early.
 
 import argparse
 import asyncio
-import contextlib
 import json
-import os
 import random
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from load import Outcome, Shot, Target, arrivals, fire, keep_busy, percentile, sample_body, summarise
+from launch import SEATS, Running, settings, start_service
+from load import Outcome, Shot, arrivals, fire, keep_busy, percentile, sample_body, summarise
 from processes import Elsewhere, Watch
 from workload import PACED_STEP_S, Work, conditions, make_pair, summary, write_json
 
-from cong.client import Client
 from cong.config import RunConfig
 from cong.config.loading import check
-from cong.config.serving import IMPORT_PATH
 from cong.engine import Engine, EngineProtocol, Generate
-from cong.errors import Unavailable
 from cong.models import load_networks
 from cong.schemas import Prompt, SamplingParameters
 
-ROOT = Path(__file__).parent.parent
-SEATS = 64
-READY_S = 180.0
-STOP_S = 90.0
 LOADS = (0.5, 0.8, 1.2, 10.0)
 PARTS = ("throughput", "cost", "overload", "pace", "soak")
 PACED = "bench.paced:build"
 """The application with an engine of even pace."""
-ROUTER = {"RAY_SERVE_ROUTER_RETRY_INITIAL_BACKOFF_S": "0.01", "RAY_SERVE_ROUTER_RETRY_MAX_BACKOFF_S": "0.02"}
-"""How soon Serve's router looks again for a free replica: soon enough for requests to wait at the proxy."""
 PACED_WAITING = SEATS // 8
 """Who waits for one of so many seats waits about an eighth of a request's time."""
-
-
-@dataclass(frozen=True)
-class Running:
-    """A service that was started here."""
-
-    url: str
-    pid: int
-
-    @property
-    def target(self) -> Target:
-        """Where load goes."""
-        return Target.at(self.url)
-
-
-def settings(pair: tuple[Path, Path], options: argparse.Namespace) -> dict[str, Any]:
-    """The same for the engine alone and for the service."""
-    return {
-        # Said outright: Ray gives a process as many as the processors that it is promised.
-        "num_threads": options.threads or torch.get_num_threads(),
-        "models": {
-            "aligned": {"source": str(pair[0])},
-            "base": {"source": str(pair[1])},
-            "dtype": options.dtype,
-            "device": options.device,
-        },
-        "engine": {"max_running": SEATS, "kv_memory_bytes": 2**29},
-        # So many wait as one can serve in a few seconds; the rest is refused.
-        "service": {
-            "max_waiting": options.max_waiting,
-            "max_samples": 1,
-            "max_concurrent_per_key": 4096,
-            "engine_niceness": options.niceness,
-        },
-    }
-
-
-def serve_file(config: dict[str, Any], options: argparse.Namespace, import_path: str) -> dict[str, Any]:
-    """The shipped file for laptops with these settings: the replica holds little more than its seats."""
-    content: dict[str, Any] = yaml.safe_load((ROOT / "serve" / "config-lab.yaml").read_text())
-    (application,) = content["applications"]
-    application["import_path"] = import_path
-    application["args"] = {**config, "resources": {"num_cpus": 1}}
-    (deployment,) = application["deployments"]
-    deployment |= {
-        "max_ongoing_requests": options.max_ongoing,
-        "max_queued_requests": options.max_queued,
-        "graceful_shutdown_timeout_s": 3700,
-    }
-    content["http_options"]["request_timeout_s"] = 3600
-    return content
-
-
-@contextlib.contextmanager
-def start_service(
-    launcher: str, config: dict[str, Any], folder: Path, options: argparse.Namespace, import_path: str = IMPORT_PATH
-) -> Iterator[Running]:
-    """The application on a bare ASGI server, or on a Ray of its own, in processes of their own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    if launcher == "uvicorn":
-        file = folder / "service.yaml"
-        file.write_text(yaml.safe_dump({**config, "service": {**config["service"], "port": port}}))
-        command = [sys.executable, "-m", "bench.uvicorn_process", str(file)]
-    else:
-        file = folder / "serve.yaml"
-        file.write_text(yaml.safe_dump(serve_file(config, options, import_path)))
-        command = [sys.executable, "-m", "serve", "--config", str(file), "--application", import_path]
-        command += ["--port", str(port), "--num-cpus", "2"]
-    log = (folder / f"{launcher}.log").open("ab")
-    environment = {**os.environ, **ROUTER, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        with Client(url, "") as client:
-            client.wait_ready(READY_S)
-        yield Running(url, process.pid)
-    except Unavailable:
-        sys.stderr.write((folder / f"{launcher}.log").read_text()[-4000:])
-        raise
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_S)
-        log.close()
 
 
 def engine_tokens_per_s(engine: EngineProtocol, work: Work, number: int) -> float:
@@ -374,35 +270,28 @@ def show(launcher: str, result: dict[str, Any], console: Console) -> None:
             console.print(f"{'kept  ' if is_kept else 'BROKEN'} {promise}", style="green" if is_kept else "bold red")
 
 
+def measure_part(part: str, engine: Engine, running: Running, options: argparse.Namespace) -> dict[str, Any]:
+    """One part, and what other programs took of the machine meanwhile."""
+    elsewhere = Elsewhere(running.pid)
+    if part in ("throughput", "cost"):
+        found = {"throughput": throughput, "cost": cost}[part](engine, running, options)
+    else:
+        found = {"overload": overload, "pace": pace, "soak": soak}[part](running, options)
+    return {**found, "cores_busy_elsewhere": elsewhere.cores()}
+
+
 def measure(launcher: str, engine: Engine, pair: tuple[Path, Path], options: argparse.Namespace) -> dict[str, Any]:
     """Every part that was asked for, on one launcher."""
-    config = settings(pair, options)
     result: dict[str, Any] = {}
     if parts := [part for part in options.only if part != "pace"]:
-        with tempfile.TemporaryDirectory() as name, start_service(launcher, config, Path(name), options) as running:
-            for part in parts:
-                elsewhere = Elsewhere(running.pid)
-                if part == "throughput":
-                    result[part] = throughput(engine, running, options)
-                elif part == "cost":
-                    result[part] = cost(engine, running, options)
-                elif part == "overload":
-                    result[part] = overload(running, options)
-                else:
-                    result[part] = soak(running, options)
-                result[part]["cores_busy_elsewhere"] = elsewhere.cores()
+        with start_service(launcher, settings(pair, options), options) as running:
+            result |= {part: measure_part(part, engine, running, options) for part in parts}
     if "pace" in options.only and launcher == "ray":
-        tiny = make_pair(options.cache.absolute() / "tiny", num_layers=1, width=64)
-        config = settings(tiny, options)
+        config = settings(make_pair(options.cache.absolute() / "tiny", num_layers=1, width=64), options)
         config["num_threads"] = 1
         config["service"]["max_waiting"] = PACED_WAITING
-        with (
-            tempfile.TemporaryDirectory() as name,
-            start_service(launcher, config, Path(name), options, PACED) as running,
-        ):
-            elsewhere = Elsewhere(running.pid)
-            result["pace"] = pace(running, options)
-            result["pace"]["cores_busy_elsewhere"] = elsewhere.cores()
+        with start_service(launcher, config, options, PACED) as running:
+            result["pace"] = measure_part("pace", engine, running, options)
     return result
 
 
