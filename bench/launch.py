@@ -25,8 +25,6 @@ ROOT = Path(__file__).parent.parent
 SEATS = 64
 READY_S = 180.0
 STOP_S = 90.0
-ROUTER = {"RAY_SERVE_ROUTER_RETRY_INITIAL_BACKOFF_S": "0.01", "RAY_SERVE_ROUTER_RETRY_MAX_BACKOFF_S": "0.02"}
-"""How soon Serve's router looks again for a free replica: soon enough for requests to wait at the proxy."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def start_service(
             command = [sys.executable, "-m", "serve", "--config", str(file), "--application", import_path]
             command += ["--port", str(port), "--num-cpus", "2"]
         file.write_text(yaml.safe_dump(content))
-        environment = {**os.environ, **ROUTER, "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         with log.open("wb") as written:
             process = subprocess.Popen(command, cwd=ROOT, stdout=written, stderr=written, env=environment)
         url = f"http://127.0.0.1:{port}"

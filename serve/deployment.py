@@ -12,6 +12,7 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from cong.config import RunConfig
+from cong.config.service import is_loopback
 from cong.config.serving import LightSettings
 from cong.errors import ConfigError
 
@@ -36,7 +37,7 @@ class Replica:
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Load the networks, prove that they answer, and put the HTTP application in front of them."""
         from cong.service import KeyRing
-        from serve.behind_proxy import OnlyLoopback, WithoutRequestId
+        from serve.behind_proxy import WithoutRequestId
         from serve.http import create_app
         from serve.mirror import Mirror
 
@@ -48,6 +49,8 @@ class Replica:
         config = self.config.service
         # First what fails fast: without keys nobody could ask.
         self._keys = KeyRing(config.api_keys_file, config.api_keys_env, config.api_keys_reload_s)
+        if self._keys.is_open:
+            require_loopback(await asyncio.to_thread(serve_host))
         writer_id = serve.get_replica_context().replica_id.unique_id
         service = await asyncio.to_thread(self.open_service, f"serve-{writer_id}")
         await service.start()
@@ -56,8 +59,6 @@ class Replica:
         self._mirroring = asyncio.create_task(mirror(service, Mirror()))
         app = create_app(lambda: self._service, config, owns_service=True, keys=self._keys)
         app.add_middleware(WithoutRequestId)
-        if self._keys.is_open:
-            app.add_middleware(OnlyLoopback)
         return app
 
     def open_service(self, writer_id: str) -> "SampleService":
@@ -100,6 +101,28 @@ class Replica:
             "resident_bytes": resident_bytes(),
             "accelerator_bytes": accelerator_bytes(self.config.models.device),
         }
+
+
+def serve_host() -> str:
+    """The address that Serve listens at, whoever deployed what."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    assert client is not None, "a replica was made by Serve"
+    return client.http_config.host or "every address"
+
+
+def require_loopback(host: str) -> None:
+    """Refuse to answer others without keys. Files are checked when they are read, but Serve itself reads any file.
+
+    Raises:
+        ConfigError: Other machines can reach that host.
+    """
+    if not is_loopback(host):
+        raise ConfigError(
+            f"Serve listens at {host}, which other machines can reach, and there are no keys; set "
+            "service.api_keys_file or service.api_keys_env in the application's args, or http_options.host to 127.0.0.1"
+        )
 
 
 def join_logs() -> None:

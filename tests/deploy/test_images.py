@@ -1,6 +1,7 @@
 """Dockerfiles, parsed: pinned, bounded by constraints, without root, and offline at run time."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,16 @@ def test_a_container_reaches_no_hub_and_asks_for_a_token(path: Path) -> None:
     assert given["HOME"] == "/home/ray", "`ray up` reads it from the image"
     assert int(given["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
     assert "--uid 1000" in " ".join(rest for word, rest in last_stage(path) if word == "RUN")
+
+
+@every_image
+def test_all_nodes_serve_through_haproxy_as_we_start_it(path: Path) -> None:
+    given = environment(last_stage(path))
+    assert given["RAY_SERVE_ENABLE_HA_PROXY"] == "1", "of all images or of none"
+    program = Path(given["RAY_SERVE_HAPROXY_BINARY_PATH"])
+    assert program.name in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    # Where pip puts it: into the environment that is copied, or into the image's own Python.
+    assert program.parent in (Path("/opt/cong/bin"), Path("/usr/local/bin"))
 
 
 @every_image

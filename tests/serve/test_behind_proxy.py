@@ -1,4 +1,4 @@
-"""A service without keys answers only what came in over loopback; a reply names its request once."""
+"""A reply names its request once; without keys nothing listens where other machines can reach it."""
 
 import asyncio
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from serve.behind_proxy import OnlyLoopback, WithoutRequestId
+from cong.errors import ConfigError
+from serve.behind_proxy import WithoutRequestId
+from serve.deployment import require_loopback
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -15,7 +17,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"answered"})
 
 
-def reply_of(wrapped: Any, server: tuple[str, int] | None) -> list[Message]:
+def reply_of(wrapped: Any) -> list[Message]:
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -24,23 +26,22 @@ def reply_of(wrapped: Any, server: tuple[str, int] | None) -> list[Message]:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope: Scope = {"type": "http", "method": "GET", "path": "/info", "headers": [], "server": server}
+    scope: Scope = {"type": "http", "method": "GET", "path": "/info", "headers": []}
     asyncio.run(wrapped(scope, receive, send))
     return sent
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1"])
-def test_what_comes_in_over_loopback_is_answered(host: str) -> None:
-    assert reply_of(OnlyLoopback(application), (host, 8000))[0]["status"] == 200
-
-
-@pytest.mark.parametrize("server", [("10.0.0.5", 8000), ("192.168.1.1", 80), ("::", 1), ("example.org", 80), None])
-def test_what_comes_in_from_elsewhere_is_refused(server: tuple[str, int] | None) -> None:
-    start, body = reply_of(OnlyLoopback(application), server)
-    assert start["status"] == 403
-    assert b"permission_error" in body["body"]
-
-
 def test_the_proxy_s_request_id_is_the_only_one() -> None:
-    start, _ = reply_of(WithoutRequestId(application), ("127.0.0.1", 8000))
+    start, _ = reply_of(WithoutRequestId(application))
     assert start["headers"] == [(b"x-other", b"two")]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_without_keys_serve_may_listen_on_loopback(host: str) -> None:
+    require_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.5", "::", "example.org", "every address"])
+def test_without_keys_serve_may_not_listen_where_others_reach_it(host: str) -> None:
+    with pytest.raises(ConfigError, match=f"listens at {host}.*service.api_keys_file"):
+        require_loopback(host)

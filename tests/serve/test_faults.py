@@ -5,13 +5,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
 from cong.config.stream import ReadSettings
 from cong.errors import ServiceError
 from cong.schemas import SamplingParameters
 from cong.stream import StreamReader, open_store
+from serve.private import haproxy_environment
 
+from ..ray_session import FOLDER
 from .application import LIMIT_S, Deployed, eventually
 from .faults import BLOCK_ENGINE, DIE_BEFORE_REPLY
 from .load import under_load
@@ -68,20 +71,42 @@ def test_without_the_controller_every_request_is_answered(service: Deployed) -> 
     assert service.details()["controller_info"]["actor_id"] == controller
 
 
-def test_a_proxy_that_is_killed_is_replaced(service: Deployed) -> None:
+@pytest.mark.skipif(not haproxy_environment(FOLDER), reason="Ray brings HAProxy along on Linux alone")
+@pytest.mark.parametrize("victim", ["haproxy", "its manager"])
+def test_a_proxy_that_is_killed_is_replaced(service: Deployed, victim: str) -> None:
+    """HAProxy itself, and the process of Serve's that started it."""
+    before = haproxies()
     with service.http() as http, under_load(http) as load:
         load.wait_for(10)
-        service.kill(pid_of(service, "SERVE_PROXY"))
-        eventually(lambda: bool(load.failures), "a request that found nobody")
+        for pid in before if victim == "haproxy" else set(before.values()):
+            service.kill(pid)
+        eventually(lambda: set(haproxies()) - set(before), "another one in its place")
         eventually(service.is_answering, "an answer")
         num_before = len(load.outcomes)
         load.wait_for(20)
     failures = load.failures
-    outage_s = max(one.ended_s for one in failures) - min(one.began_s for one in failures)
-    print(f"outage without a proxy: {outage_s:.1f} s")
+    outage_s = max(one.ended_s for one in failures) - min(one.began_s for one in failures) if failures else 0.0
+    print(f"outage without {victim}: {outage_s:.1f} s")
     assert any(not one.is_failure for one in load.outcomes[num_before:])
     # Serve's own settings leave callers alone for half a minute.
     assert outage_s < 25.0
+
+
+def haproxies() -> dict[int, int]:
+    """Processes of HAProxy below this one, with those that started them."""
+    return {
+        process.pid: process.ppid()
+        for process in psutil.Process().children(recursive=True)
+        if named(process) == "haproxy"
+    }
+
+
+def named(process: psutil.Process) -> str:
+    try:
+        name: str = process.name()
+    except psutil.NoSuchProcess:
+        return ""
+    return name
 
 
 def pid_of(service: Deployed, name: str) -> int:
