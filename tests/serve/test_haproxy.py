@@ -1,5 +1,6 @@
 """HAProxy's configuration is completed, or refused where it is of another form; what is put in, it understands."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from serve.haproxy import completed
-from serve.private import haproxy_environment
+from serve.private import free_ports, haproxy_environment
+
+from .application import eventually
 
 WRITTEN = """\
+global
+    maxconn 4096
+    nbthread 1
 defaults
     mode http
     timeout connect 5s
@@ -31,8 +37,12 @@ listen stats
 """What this program relies on, as Ray writes it. That Ray still does is shown where one is deployed."""
 
 
+FILES = 20_000
+"""That may be open."""
+
+
 def test_pages_are_for_the_machine_and_the_entrance_strips_headers() -> None:
-    given = completed(WRITTEN.format(metrics=1, entrance=2, pages=3))
+    given = completed(WRITTEN.format(metrics=1, entrance=2, pages=3), FILES)
     assert "bind 127.0.0.1:1\n" in given
     assert "bind 127.0.0.1:3\n" in given
     assert "bind *:2\n    http-request del-header x-request-timeout-seconds\n" in given
@@ -40,14 +50,22 @@ def test_pages_are_for_the_machine_and_the_entrance_strips_headers() -> None:
 
 
 def test_a_file_that_was_completed_is_left_alone() -> None:
-    once = completed(WRITTEN.format(metrics=1, entrance=2, pages=3))
-    assert completed(once) == once
+    once = completed(WRITTEN.format(metrics=1, entrance=2, pages=3), FILES)
+    assert completed(once, FILES) == once
 
 
-@pytest.mark.parametrize("line", ["frontend prometheus\n", "frontend http_frontend\n", "listen stats\n"])
+@pytest.mark.parametrize(("max_files", "num_connections"), [(20_000, 4096), (4096, 1612), (1024, 384)])
+def test_no_more_connections_than_files_may_be_open(max_files: int, num_connections: int) -> None:
+    given = completed(WRITTEN.format(metrics=1, entrance=2, pages=3), max_files)
+    assert f"    maxconn {num_connections}\n" in given
+
+
+@pytest.mark.parametrize(
+    "line", ["frontend prometheus\n", "frontend http_frontend\n", "listen stats\n", "    maxconn 4096\n"]
+)
 def test_a_configuration_of_another_form_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match="RAY_SERVE_ENABLE_HA_PROXY=0"):
-        completed(WRITTEN.format(metrics=1, entrance=2, pages=3).replace(line, "frontend other\n"))
+        completed(WRITTEN.format(metrics=1, entrance=2, pages=3).replace(line, "frontend other\n"), FILES)
 
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Ray brings HAProxy along on Linux alone")
@@ -77,4 +95,27 @@ def test_the_program_becomes_haproxy_and_says_what_it_refuses(tmp_path: Path) ->
     file.write_text("defaults\n")
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 1
-    assert f"{file}: 0 pages and 0 entrances" in refused.stderr
+    assert f"{file}: 0 pages, 0 entrances and 0 limits" in refused.stderr
+
+
+@ON_LINUX
+def test_it_starts_where_few_files_may_be_open(tmp_path: Path) -> None:
+    file = tmp_path / "haproxy.cfg"
+    metrics, entrance, pages = free_ports(3)
+    file.write_text(WRITTEN.format(metrics=metrics, entrance=entrance, pages=pages))
+    program = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024)); "
+    command = [sys.executable, "-c", program + "from serve.haproxy import main; main()", "-db", "-f", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            eventually(lambda: process.poll() is not None or listens(entrance), "it listens or has ended", 30.0)
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 5.0).close()
+    except OSError:
+        return False
+    return True
