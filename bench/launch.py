@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,17 @@ def serve_file(config: dict[str, Any], options: argparse.Namespace, import_path:
     return content
 
 
+def is_ready(url: str, process: subprocess.Popen[bytes]) -> bool:
+    """Whether a service answers within the time; one whose process has ended is not waited for."""
+    until_s = time.monotonic() + READY_S
+    with Client(url, "") as client:
+        while process.poll() is None and time.monotonic() < until_s:
+            with contextlib.suppress(Unavailable):
+                client.wait_ready(2.0)
+                return True
+    return False
+
+
 @contextlib.contextmanager
 def start_service(
     launcher: str, config: dict[str, Any], options: argparse.Namespace, import_path: str = IMPORT_PATH
@@ -100,12 +112,10 @@ def start_service(
             process = subprocess.Popen(command, cwd=ROOT, stdout=written, stderr=written, env=environment)
         url = f"http://127.0.0.1:{port}"
         try:
-            with Client(url, "") as client:
-                client.wait_ready(READY_S)
+            if not is_ready(url, process):
+                sys.stderr.write(log.read_text()[-4000:])
+                raise SystemExit("the service has ended, or is not ready; what it said is above")
             yield Running(url, process.pid)
-        except Unavailable:
-            sys.stderr.write(log.read_text()[-4000:])
-            raise
         finally:
             process.send_signal(signal.SIGINT)
             try:
