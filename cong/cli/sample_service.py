@@ -117,5 +117,10 @@ def _tell(name: str, tally: Tally, given_up: list[GivenUp]) -> None:
         print(f"  and {len(given_up) - _NUM_SHOWN} more", file=sys.stderr)
     if tally.stopped:
         print(f"stopped before the end: {tally.stopped}", file=sys.stderr)
-    if given_up or tally.stopped:
+    num_final = sum(failure.is_final for failure in given_up)
+    if num_final:
+        print(
+            f"refused for what they ask, and would be again: {num_final}; change prompts or settings", file=sys.stderr
+        )
+    if num_final < len(given_up) or tally.stopped:
         print("run it again for what is missing", file=sys.stderr)

@@ -13,10 +13,13 @@ from cong.client.feed import Feed
 from cong.client.units import Ask, Units
 from cong.errors import (
     BadReply,
+    Conflict,
     CongError,
     Forbidden,
+    InvalidRequest,
     NotFound,
     Overloaded,
+    PromptTooLong,
     RequestError,
     ServiceError,
     Unauthenticated,
@@ -31,6 +34,8 @@ HOPELESS = (Unauthenticated, Forbidden, NotFound, BadReply)
 """Every other prompt would meet with the same."""
 PASSING = (Overloaded, Unavailable, ServiceError)
 """Says something about the service and nothing about the prompt."""
+FINAL = (InvalidRequest, PromptTooLong, Conflict)
+"""The same request would meet with the same again."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class GivenUp:
     error: str
     """Name of the error."""
     reason: str
+    is_final: bool
+    """Asked for again as it is, it would be refused again."""
 
 
 @dataclass
@@ -184,7 +191,7 @@ class Bulk:
             raise
         problem = self._problem(reply)
         if problem:
-            self._give_up(GivenUp(prompt, "IncompleteReply", problem))
+            self._give_up(GivenUp(prompt, "IncompleteReply", problem, is_final=False))
             self.tally.num_failed += 1
             return
         self._take(reply)
@@ -213,7 +220,7 @@ class Bulk:
 
     def _fail(self, prompt: Prompt, error: CongError) -> None:
         self.tally.num_failed += 1
-        self._give_up(GivenUp(prompt, type(error).__name__, str(error)))
+        self._give_up(GivenUp(prompt, type(error).__name__, str(error), isinstance(error, FINAL)))
         if not isinstance(error, PASSING):
             return
         self._num_failures_in_a_row += 1

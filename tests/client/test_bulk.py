@@ -196,6 +196,7 @@ def test_a_prompt_that_fails_is_given_up_with_its_reason_and_the_others_go_on(an
     (failure,) = run.given_up
     assert (failure.error, failure.prompt.prompt_id) == (error, "p3")
     assert failure.reason
+    assert failure.is_final == (error in ("InvalidRequest", "PromptTooLong", "Conflict"))
     again = Run(good, done=run.done)
     assert again(prompts(range(8))).num_done == 1
 

@@ -95,7 +95,8 @@ def test_what_is_given_up_is_named_and_the_rest_is_there(
     assert run(service, prompts) == 1
     told = capsys.readouterr().err
     assert "long: PromptTooLong" in told
-    assert "run it again" in told
+    assert "would be again: 1; change prompts or settings" in told
+    assert "run it again" not in told, "it would be refused again"
     assert len(samples(prompts)) == 8
 
 

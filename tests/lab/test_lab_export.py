@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cong.config import LabConfig
-from cong.lab.export import export_texts
+from cong.errors import ConfigError
+from cong.lab.export import MARK, begin, export_texts
 from cong.lab.networks import prompt_ids, response_ids
 from cong.lab.stages import draw_preferences, held_out_prompts, training_prompts
 from cong.lab.world import gold_reward
@@ -35,3 +38,19 @@ def test_the_files_hold_the_lab_s_own_prompts_pairs_and_answers(tmp_path: Path) 
     answers = rows(files["ideal answers to them"])
     assert [row["prompt"] for row in answers] == asked
     assert all(gold_reward(row["prompt"], row["answer"]) == 1.0 for row in answers)
+
+
+@pytest.mark.parametrize("name", ["weak-base", "prompts.jsonl"])
+def test_what_no_export_wrote_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=f"holds {name}, and no {MARK}.*give another folder"):
+        begin(LabConfig(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_export_takes_the_place_of_an_earlier_one_and_leaves_other_files(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for _ in range(2):
+        begin(LabConfig(), tmp_path)
+        (tmp_path / "weak-base").mkdir(exist_ok=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
