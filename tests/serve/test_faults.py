@@ -12,9 +12,7 @@ from cong.config.stream import ReadSettings
 from cong.errors import ServiceError
 from cong.schemas import SamplingParameters
 from cong.stream import StreamReader, open_store
-from serve.private import haproxy_environment
 
-from ..ray_session import FOLDER
 from .application import LIMIT_S, Deployed, eventually
 from .faults import BLOCK_ENGINE, DIE_BEFORE_REPLY
 from .load import under_load
@@ -71,16 +69,18 @@ def test_without_the_controller_every_request_is_answered(service: Deployed) -> 
     assert service.details()["controller_info"]["actor_id"] == controller
 
 
-@pytest.mark.skipif(not haproxy_environment(FOLDER), reason="Ray brings HAProxy along on Linux alone")
-@pytest.mark.parametrize("victim", ["haproxy", "its manager"])
+@pytest.mark.parametrize("victim", ["haproxy", "ray::HAProxyManager", "ray::ProxyActor"])
 def test_a_proxy_that_is_killed_is_replaced(service: Deployed, victim: str) -> None:
-    """HAProxy itself, and the process of Serve's that started it."""
-    before = haproxies()
+    """HAProxy itself, the process of Serve's that started it, and Serve's own proxy."""
+    if victim != "ray::ProxyActor" and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+        pytest.skip("Serve's own proxy is the only one here")
+    before = processes(victim)
+    assert before
     with service.http() as http, under_load(http) as load:
         load.wait_for(10)
-        for pid in before if victim == "haproxy" else set(before.values()):
+        for pid in before:
             service.kill(pid)
-        eventually(lambda: set(haproxies()) - set(before), "another one in its place")
+        eventually(lambda: processes(victim) - before, "another one in its place")
         eventually(service.is_answering, "an answer")
         num_before = len(load.outcomes)
         load.wait_for(20)
@@ -92,21 +92,19 @@ def test_a_proxy_that_is_killed_is_replaced(service: Deployed, victim: str) -> N
     assert outage_s < 25.0
 
 
-def haproxies() -> dict[int, int]:
-    """Processes of HAProxy below this one, with those that started them."""
+def processes(name: str) -> set[int]:
+    """Those below this one whose program, or what Ray calls them, begins so."""
     return {
-        process.pid: process.ppid()
-        for process in psutil.Process().children(recursive=True)
-        if named(process) == "haproxy"
+        process.pid for process in psutil.Process().children(recursive=True) if program_of(process).startswith(name)
     }
 
 
-def named(process: psutil.Process) -> str:
+def program_of(process: psutil.Process) -> str:
     try:
-        name: str = process.name()
+        command: list[str] = process.cmdline()
     except psutil.NoSuchProcess:
         return ""
-    return name
+    return command[0].rpartition("/")[2] if command else ""
 
 
 def pid_of(service: Deployed, name: str) -> int:
