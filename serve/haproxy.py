@@ -23,7 +23,8 @@ _STRIPPED = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
 def completed(content: str, max_files: int) -> str:
     """Serve's configuration with its pages on loopback and an entrance that strips headers.
 
-    `max_files` may be open at a time. HAProxy counts two and a half for each connection, and some for itself.
+    `max_files` may be open at a time, as the system tells it: -1 = any number. HAProxy counts two and a half for each
+    connection, and some for itself.
 
     Raises:
         ValueError: It is not of the form that this was written for.
@@ -33,7 +34,7 @@ def completed(content: str, max_files: int) -> str:
     content, num_pages = _PAGES.subn(r"\g<1>127.0.0.1:", content)
     lines = "".join(f"    http-request del-header {name}\n" for name in _STRIPPED)
     content, num_entrances = _ENTRANCE.subn(rf"\g<1>{lines}", content)
-    limit = max(16, 2 * (max_files - 64) // 5)
+    limit = sys.maxsize if max_files == resource.RLIM_INFINITY else max(16, 2 * (max_files - 64) // 5)
     content, num_limits = _CONNECTIONS.subn(lambda found: f"{found[1]}{min(int(found[2]), limit)}", content)
     if (num_pages, num_entrances, num_limits) != (2, 1, 1):
         raise ValueError(

@@ -58,7 +58,7 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
-        # It forwards thousands of requests a second with one; the others are for what answers them.
+        # One is enough for what the processors of one machine can answer.
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         # How long a replica that stops still answers whoever has not heard of it; on one machine that is a moment.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",

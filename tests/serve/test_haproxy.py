@@ -1,5 +1,6 @@
 """HAProxy's configuration is completed, or refused where it is of another form; what is put in, it understands."""
 
+import resource
 import socket
 import subprocess
 import sys
@@ -54,7 +55,9 @@ def test_a_file_that_was_completed_is_left_alone() -> None:
     assert completed(once, FILES) == once
 
 
-@pytest.mark.parametrize(("max_files", "num_connections"), [(20_000, 4096), (4096, 1612), (1024, 384)])
+@pytest.mark.parametrize(
+    ("max_files", "num_connections"), [(20_000, 4096), (4096, 1612), (1024, 384), (resource.RLIM_INFINITY, 4096)]
+)
 def test_no_more_connections_than_files_may_be_open(max_files: int, num_connections: int) -> None:
     given = completed(WRITTEN.format(metrics=1, entrance=2, pages=3), max_files)
     assert f"    maxconn {num_connections}\n" in given
