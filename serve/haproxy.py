@@ -3,8 +3,10 @@
 What Serve's configuration lacks is put in, and the process becomes HAProxy. Serve forwards every connection by
 splicing; a connection that is spliced is not watched while it waits for its answer, so a caller that left would keep
 its seats. HAProxy's own pages, of statistics and metrics, are for the machine itself. And two headers with which a
-caller could tell Serve not to notice when it leaves, or not to end what takes too long, go no further. Where fewer
-files may be open than Serve's number of connections needs, HAProxy would not start; it gets fewer connections there.
+caller could tell Serve not to notice when it leaves, or not to end what takes too long, go no further; nor does an id
+of a request that the service would change, because Serve's reply would repeat it as it came. Where fewer files may be
+open than Serve's number of connections needs, HAProxy would not start; it gets fewer connections there. And until it is
+told of an application it asks callers to come back, where Serve would have it say that there is no such path.
 """
 
 import os
@@ -17,11 +19,19 @@ _MARK = "# completed by serve.haproxy\n"
 _PAGES = re.compile(r"^(frontend prometheus\n +bind |listen stats\n +bind )\*?:", re.MULTILINE)
 _ENTRANCE = re.compile(r"^(frontend http_frontend\n +bind .*\n)", re.MULTILINE)
 _CONNECTIONS = re.compile(r"^( +maxconn )(\d+)$", re.MULTILINE)
+_ROUTED = re.compile(r"^ +use_backend ", re.MULTILINE)
+_NOT_FOUND = re.compile(r"^(backend default_backend\n +http-request return status )404(.*)$", re.MULTILINE)
 _STRIPPED = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
+
+_ID = "x-request-id"
+_HARMLESS = r"^[A-Za-z0-9._-]{1,64}$"
+"""What `serve.http.context` keeps as it is."""
+_HEAD_S = 30
+"""Longest time for the head of a request to arrive; Serve would wait an hour for it."""
 
 
 def completed(content: str, max_files: int) -> str:
-    """Serve's configuration with its pages on loopback and an entrance that strips headers.
+    """Serve's configuration with its pages on loopback and an entrance that strips headers and waits for no head.
 
     `max_files` may be open at a time, as the system tells it: -1 = any number. HAProxy counts two and a half for each
     connection, and some for itself.
@@ -33,6 +43,10 @@ def completed(content: str, max_files: int) -> str:
         return content
     content, num_pages = _PAGES.subn(r"\g<1>127.0.0.1:", content)
     lines = "".join(f"    http-request del-header {name}\n" for name in _STRIPPED)
+    is_kept = f"{{ req.fhdr_cnt({_ID}) 1 }} {{ req.fhdr({_ID}) -m reg {_HARMLESS} }}"
+    lines += f"    http-request del-header {_ID} unless {is_kept}\n    timeout http-request {_HEAD_S}s\n"
+    if not _ROUTED.search(content):
+        content = _NOT_FOUND.sub(r"\g<1>503\g<2> hdr Retry-After 1", content)
     content, num_entrances = _ENTRANCE.subn(rf"\g<1>{lines}", content)
     limit = sys.maxsize if max_files == resource.RLIM_INFINITY else max(16, 2 * (max_files - 64) // 5)
     content, num_limits = _CONNECTIONS.subn(lambda found: f"{found[1]}{min(int(found[2]), limit)}", content)

