@@ -7,11 +7,14 @@ caller could tell Serve not to notice when it leaves, or not to end what takes t
 of a request that the service would change, because Serve's reply would repeat it as it came. Where fewer files may be
 open than Serve's number of connections needs, HAProxy would not start; it gets fewer connections there. And until it is
 told of an application it asks callers to come back, where Serve would have it say that there is no such path.
+It ends with the process of Serve's that started it, so that none holds the port of a service that was killed.
 """
 
+import ctypes
 import os
 import re
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -69,7 +72,15 @@ def main() -> None:
             path.write_text(completed(path.read_text(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         except ValueError as error:
             sys.exit(f"{path}: {error}")
+    end_with_parent()
     # That variable names this program.
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
     program = get_haproxy_binary()
     os.execv(program, [program, "-dS", *arguments])
+
+
+def end_with_parent() -> None:
+    """Let the kernel ask this process to stop softly when the one that started it has died, whatever it becomes."""
+    set_death_signal = 1
+    if ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, int(signal.SIGUSR1), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "HAProxy cannot be told of the end of the process that started it")

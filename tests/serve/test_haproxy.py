@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from cong.config.service import ServiceConfig
@@ -173,6 +174,28 @@ def test_an_id_that_would_be_changed_is_taken_away(tmp_path: Path, given: list[s
     written = WRITTEN.replace("    default_backend default_backend\n", SHOWN + "    default_backend default_backend\n")
     with running(tmp_path, written) as url:
         assert httpx.get(url, headers=[("x-request-id", one) for one in given]).text == f"<{passed}>"
+
+
+@ON_LINUX
+def test_it_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:
+    """It would hold the port and answer 500 for ever where whole Ray was killed."""
+    file = tmp_path / "haproxy.cfg"
+    metrics, entrance, pages = free_ports(3)
+    file.write_text(WRITTEN.format(metrics=metrics, entrance=entrance, pages=pages))
+    command = [sys.executable, "-c", "from serve.haproxy import main; main()", "-db", "-f", str(file)]
+    program = f"import subprocess; subprocess.run({command!r}, check=False)"
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: listens(entrance), "it listens", 30.0)
+        (haproxy,) = psutil.Process(parent.pid).children()
+    finally:
+        parent.kill()
+        parent.wait()
+    try:
+        haproxy.wait(30.0)
+    finally:
+        if haproxy.is_running():
+            haproxy.kill()
 
 
 @contextmanager
