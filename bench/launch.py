@@ -59,6 +59,7 @@ def settings(pair: tuple[Path, Path], options: argparse.Namespace) -> dict[str, 
             "max_samples": 1,
             "max_concurrent_per_key": 4096,
             "engine_niceness": options.niceness,
+            "stream_writes_per_s": options.stream_writes,
         },
     }
 

@@ -5,21 +5,22 @@ private Ray (`serve.private`) is set by whoever starts one.
 """
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from cong.errors import CongError
+from serve.front import free_ports
+from serve.parent import end_with_parent
 
 LOOPBACK = "127.0.0.1"
 STORE_BYTES = 150 << 20
@@ -27,8 +28,6 @@ _START_S = 120.0
 _STOP_S = 10.0
 _POLL_S = 0.1
 _STARTED = "Ray runtime started"
-_LIBC = ctypes.CDLL(None)
-_PDEATHSIG = 1
 _MANY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """On Linux, too, it forbids clusters of several machines where it is set and is not 1."""
 
@@ -42,10 +41,8 @@ class NoStart(CongError):
 
 def free_port() -> int:
     """A port of this computer that nobody listens on."""
-    with socket.socket() as found:
-        found.bind((LOOPBACK, 0))
-        port: int = found.getsockname()[1]
-        return port
+    (port,) = free_ports(1)
+    return port
 
 
 class Machine:
@@ -123,7 +120,7 @@ class Machine:
                 stderr=log,
                 # Ctrl-C is for whoever started it; but it does not outlive that process.
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=partial(end_with_parent, signal.SIGTERM),
             )
         until_s = time.monotonic() + _START_S
         while _STARTED not in (said := self._log.read_text(encoding="utf-8", errors="replace")):
@@ -210,9 +207,3 @@ def joined(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _end_with_parent() -> None:
-    """In the new process: be told to end when the one that started it has died."""
-    # Nothing is loaded here: another thread of the parent may have held any lock when this process was made.
-    _LIBC.prctl(_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

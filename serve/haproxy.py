@@ -10,13 +10,14 @@ told of an application it asks callers to come back, where Serve would have it s
 It ends with the process of Serve's that started it, so that none holds the port of a service that was killed.
 """
 
-import ctypes
 import os
 import re
 import resource
 import signal
 import sys
 from pathlib import Path
+
+from serve.parent import end_with_parent
 
 _MARK = "# completed by serve.haproxy\n"
 _PAGES = re.compile(r"^(frontend prometheus\n +bind |listen stats\n +bind )\*?:", re.MULTILINE)
@@ -25,7 +26,6 @@ _CONNECTIONS = re.compile(r"^( +maxconn )(\d+)$", re.MULTILINE)
 _ROUTED = re.compile(r"^ +use_backend ", re.MULTILINE)
 _NOT_FOUND = re.compile(r"^(backend default_backend\n +http-request return status )404(.*)$", re.MULTILINE)
 _STRIPPED = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
-
 _ID = "x-request-id"
 _HARMLESS = r"^[A-Za-z0-9._-]{1,64}$"
 """What `serve.http.context` keeps as it is."""
@@ -72,15 +72,8 @@ def main() -> None:
             path.write_text(completed(path.read_text(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         except ValueError as error:
             sys.exit(f"{path}: {error}")
-    end_with_parent()
+    end_with_parent(signal.SIGUSR1)  # with which HAProxy stops once its streams are over
     # That variable names this program.
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
     program = get_haproxy_binary()
     os.execv(program, [program, "-dS", *arguments])
-
-
-def end_with_parent() -> None:
-    """Let the kernel ask this process to stop softly when the one that started it has died, whatever it becomes."""
-    set_death_signal = 1
-    if ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, int(signal.SIGUSR1), 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "HAProxy cannot be told of the end of the process that started it")

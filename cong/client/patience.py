@@ -17,7 +17,8 @@ class Patience:
     total_s: float = 600.0
     """Until the reply is there, all tries and pauses included; of a stream, until its next event."""
     connect_s: float = 5.0
-    max_tries: int = 6
+    max_tries: int = 8
+    """With the pauses below some 15 seconds, in which a proxy that died is replaced."""
     first_pause_s: float = 0.25
     """Upper bound of the first pause; it doubles with every try."""
     max_pause_s: float = 20.0

@@ -1,21 +1,15 @@
 """One Serve instance for the tests of this folder."""
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from serve.front import free_ports
+
 if TYPE_CHECKING:
     from .application import Deployed
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +18,6 @@ def deployed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> "It
     # Imported late: it brings Ray along, and the tests of the HTTP application need none.
     from .application import Deployed
 
-    application = Deployed(Path(tmp_path_factory.mktemp("serve")), free_port())
+    application = Deployed(Path(tmp_path_factory.mktemp("serve")), *free_ports(1))
     yield application
     application.stop()

@@ -16,11 +16,11 @@ import pytest
 from cong.client import Client
 from cong.schemas import SamplingParameters
 from serve.__main__ import DEFAULT_FILE, build_parser, main
+from serve.front import free_ports
 
 from ..processes import alive, below, kill
 from ..test_house import ROOT
 from .application import LIMIT_S, eventually
-from .conftest import free_port
 
 LAB = str(DEFAULT_FILE)
 CLUSTER = str(DEFAULT_FILE.with_name("config.yaml"))
@@ -126,7 +126,7 @@ def lines_until(process: subprocess.Popen[str], word: str) -> list[str]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_it_serves_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     with running("--port", str(port), "--num-cpus", "2", folder=tmp_path) as process:
         told = "".join(lines_until(process, "ready"))
         assert re.search(r"aligned +strong_base .*0\.34 million parameters, fingerprint w1-\w+", told)

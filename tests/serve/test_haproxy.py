@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from cong.config.service import ServiceConfig
+from serve.front import free_ports, haproxy_environment
 from serve.haproxy import completed
-from serve.private import free_ports, haproxy_environment
+from serve.http.context import clean_request_id
 
 from .application import eventually
 
@@ -171,6 +172,7 @@ SHOWN = "    http-request return status 200 content-type text/plain lf-string <%
 )
 def test_an_id_that_would_be_changed_is_taken_away(tmp_path: Path, given: list[str], passed: str) -> None:
     """So that what Serve repeats in the reply is what stands in the document and in the log."""
+    assert bool(passed) == (len(given) == 1 and clean_request_id(given[0]) == given[0]), "as the service takes it"
     written = WRITTEN.replace("    default_backend default_backend\n", SHOWN + "    default_backend default_backend\n")
     with running(tmp_path, written) as url:
         assert httpx.get(url, headers=[("x-request-id", one) for one in given]).text == f"<{passed}>"
