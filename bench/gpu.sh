@@ -15,6 +15,6 @@ pytest=("$python" -m pytest -q -W default -p no:cacheprovider)
 "${pytest[@]}" tests/engine/test_heads.py tests/engine/test_tiles.py || status=1
 "${pytest[@]}" -m gpu tests/engine tests/models tests/train/test_packing.py || status=1
 "$python" bench/products_gpu.py --json "$out/products-gpu.json" || status=1
-"$python" bench/engine_gpu.py --peers Llama-3.2-1B --variants Llama-3.2-1B --json "$out/engine-gpu.json" || status=1
+"$python" bench/engine_gpu.py --peers Llama-3.2-1B --variants Qwen2.5-0.5B --json "$out/engine-gpu.json" || status=1
 if [ -f bench/train_gpu.py ]; then "$python" bench/train_gpu.py --json "$out/train-gpu.json" || status=1; fi
 exit $status

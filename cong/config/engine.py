@@ -46,3 +46,5 @@ class EngineConfig(Settings):
     compiles_layers: bool = True
     """On a GPU, let torch compile the networks' layers for captured graphs: fewer and larger kernels, for a longer
     start."""
+    looks_ahead: bool = True
+    """On a GPU, begin a step of decoding before the tokens of the one before it have arrived: the GPU never waits."""

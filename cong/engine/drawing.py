@@ -18,6 +18,27 @@ from cong.engine.protocol import TokenRecord
 from cong.engine.rule_numbers import RuleNumbers, number_rules
 from cong.engine.scheduler import Chunk
 from cong.engine.sequence import Sequence
+from cong.engine.transfer import Arriving, to_device
+
+
+class Drawn:
+    """One token for each of many rows, drawn on the device and on its way from it."""
+
+    def __init__(self, record_BR: Tensor, max_head: int) -> None:
+        """A row: the token, the size of its head set, its log-probability in the mixture and under each network."""
+        self.token_B = record_BR[:, 0].long()
+        """Ids on the device; of rows that are not said, any."""
+        self._max_head = max_head
+        self._record_BR = Arriving(record_BR)
+
+    def numbers(self) -> Tensor:
+        """All rows on the host, float64 [B, 3 + K]."""
+        return self._record_BR.get()
+
+    def tokens(self) -> list[TokenRecord] | None:
+        """All rows; None where a head set was larger than what its kernel can look at."""
+        record_BR = self.numbers()
+        return None if bool((record_BR[:, 1] > self._max_head).any()) else token_records(record_BR)
 
 
 @dataclass
@@ -51,59 +72,56 @@ class Drawer:
         self._has_kernel = has_kernel
         self._rows: _Rows | None = None
 
-    def draw(self, sequences: list[Sequence], logits: Ordered[Tensor]) -> list[TokenRecord]:
-        """The next token of each sequence, given every network's [B, V] logits."""
-        return token_records(self.draw_numbers(sequences, logits)) if sequences else []
-
     @torch.inference_mode()
-    def draw_numbers(self, sequences: list[Sequence], logits: Ordered[Tensor]) -> Tensor:
-        """What `draw` says, as numbers on the host.
-
-        [B, 3 + K]: the token, the size of its head set, its log-probability in the mixture and under each network.
-        """
+    def draw(self, sequences: list[Sequence], logits: Ordered[Tensor]) -> Drawn:
+        """The next token of each sequence, given every network's [B, V] logits."""
+        if not sequences:
+            return Drawn(torch.empty(0, 3), self.vocab_size)
         rows = self._rows_for(sequences)
         real = tuple(logits_BV[:, : self.vocab_size] for logits_BV in logits)
         banned_BV = self._banned(sequences) if rows.has_minimum else None
         record_BR = self._draw_from_heads(rows, real, banned_BV)
         if record_BR is None:
             record_BR = self._draw_from_all(rows, real, banned_BV)
+        drawn = Drawn(record_BR, HEAD_WIDTH if self._finds_heads and rows.numbers is not None else self.vocab_size)
         if rows.is_seen_BV is not None:
-            token_B = record_BR[:, 0].long().to(self.device)
-            rows.is_seen_BV.scatter_(1, token_B[:, None], True)
-        return record_BR
+            rows.is_seen_BV.scatter_(1, drawn.token_B[:, None], True)
+        return drawn
+
+    def draw_from_all(self, sequences: list[Sequence], logits: Ordered[Tensor]) -> Drawn:
+        """The same by the plain rule, after `draw` could not say all tokens; so for these rows from now on."""
+        rows = self._rows_for(sequences)
+        rows.numbers = None
+        if rows.is_seen_BV is not None:  # with tokens that are none
+            rows.is_seen_BV = self._mark(map(_seen, sequences), len(sequences))
+        return self.draw(sequences, logits)
 
     def _draw_from_heads(self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None) -> Tensor | None:
         """By kernels that look at head sets alone; None where they cannot."""
         if rows.numbers is None:
             return None
         if self._has_kernel:
-            coordinates_3B = self._coordinates(rows, self.device)
             record_BR = draw_on_cpu(
-                logits, rows.head_log_lambda_B, rows.numbers, coordinates_3B, rows.is_seen_BV, banned_BV
+                logits, rows.head_log_lambda_B, rows.numbers, self._coordinates(rows), rows.is_seen_BV, banned_BV
             )
             is_told = bool((record_BR[:, 1] > 0).all())  # unless logits are not numbers
             return record_BR if is_told else None
         heads = find_heads_on_gpu(logits, rows.head_log_lambda_B)
-        uniform_B = uniforms(*self._coordinates(rows, torch.device("cpu"))).to(self.device)
-        drawn_BR = draw_on_gpu(heads, rows.numbers, uniform_B, self.vocab_size, rows.is_seen_BV, banned_BV)
-        record_BR = drawn_BR.cpu()
-        if bool((record_BR[:, 1] > HEAD_WIDTH).any()):
-            rows.numbers = None
-            return None
-        return record_BR
+        uniform_B = to_device(uniforms(*self._coordinates(rows)), self.device)
+        return draw_on_gpu(heads, rows.numbers, uniform_B, self.vocab_size, rows.is_seen_BV, banned_BV)
 
     def _draw_from_all(self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None) -> Tensor:
         """In plain torch, on the whole vocabulary."""
         if rows.rules is None:
             rows.rules = stack_rules([sequence.rule for sequence in rows.sequences], self.vocab_size, self.device)
-        _, sample_index_B, position_B = self._coordinates(rows, self.device)
+        _, sample_index_B, position_B = to_device(self._coordinates(rows), self.device)
         step = decode_step(logits, rows.rules, sample_index_B, position_B, rows.is_seen_BV, banned_BV)
         columns = (step.token_B, step.head_size_B, step.mixture_logprob_B, *step.logprobs_BK.unbind(-1))
-        return torch.stack([column.double() for column in columns], dim=-1).cpu()
+        return torch.stack([column.double() for column in columns], dim=-1)
 
-    def _coordinates(self, rows: _Rows, device: torch.device) -> Tensor:
-        """What each row's random number depends on: seed, sample index and position [3, B]."""
-        return torch.tensor([*rows.where_B, [sequence.num_drawn for sequence in rows.sequences]], device=device)
+    def _coordinates(self, rows: _Rows) -> Tensor:
+        """What each row's random number depends on: seed, sample index and position [3, B], on the host."""
+        return torch.tensor([*rows.where_B, [sequence.num_drawn for sequence in rows.sequences]])
 
     @torch.inference_mode()
     def score(self, chunks: Ordered[Chunk], logits: Ordered[Tensor]) -> list[list[TokenRecord]]:
@@ -125,9 +143,9 @@ class Drawer:
                 sequences=sequences,
                 where_B=[[rule.seed for rule in rules], [sequence.sample_index for sequence in sequences]],
                 has_minimum=any(rule.min_tokens > 0 for rule in rules),
-                head_log_lambda_B=torch.tensor(
-                    [math.log(rule.head_lambda) if rule.head_lambda else -math.inf for rule in rules],
-                    device=self.device,
+                head_log_lambda_B=to_device(
+                    torch.tensor([math.log(rule.head_lambda) if rule.head_lambda else -math.inf for rule in rules]),
+                    self.device,
                 ),
                 is_seen_BV=self._mark(map(_seen, sequences), len(sequences)) if has_penalty else None,
                 numbers=self._numbers_of(rules),
@@ -156,11 +174,11 @@ class Drawer:
         mask_BV = torch.zeros(count, self.vocab_size, dtype=torch.bool)
         for row, row_ids in enumerate(ids):
             mask_BV[row, [token_id for token_id in row_ids if token_id < self.vocab_size]] = True
-        return mask_BV.to(self.device)
+        return to_device(mask_BV, self.device)
 
 
 def token_records(record_BR: Tensor) -> list[TokenRecord]:
-    """What `draw_numbers` says of each token."""
+    """What the numbers of `Drawn` say of each token."""
     return [
         TokenRecord(int(token_id), tuple(logprobs), mixture_logprob, int(head_size))
         for token_id, head_size, mixture_logprob, *logprobs in record_BR.tolist()

@@ -13,12 +13,13 @@ from cong.engine.blocks import BlockPool
 from cong.engine.ceiling import measure_ceiling
 from cong.engine.cpu.waiting import Waiting
 from cong.engine.desk import Desk, generate
-from cong.engine.drawing import Drawer
+from cong.engine.drawing import Drawer, Drawn
 from cong.engine.memory import StepCost, plan_blocks
 from cong.engine.protocol import EngineStats, Event, Generate, Rate, TokenRecord
-from cong.engine.runner import Runner
+from cong.engine.runner import Logits, Runner
 from cong.engine.scheduler import Chunk, Limits, Scheduler
 from cong.engine.sequence import Sequence
+from cong.engine.transfer import select_rows
 from cong.models import NetworkSet
 from cong.schemas import NetworkIdentity, Prompt, SampleRecord, SampleRequest
 
@@ -67,6 +68,9 @@ class Engine:
         self._desk = Desk(networks, self.max_tokens, software, self._writer, clock)
         self._ceiling = measure_ceiling(self._runner.device, self._runner.dtype)
         self._waiting = Waiting() if not is_on_gpu and torch.get_num_threads() > 1 else None
+        self._looks_ahead = is_on_gpu and config.looks_ahead
+        self._ahead: tuple[list[Chunk], Logits] | None = None
+        """A step that is computed before the tokens of the one before it are known here."""
         self._bound_s = 0.0
         self._counts: Counter[str] = Counter()
         self._seconds = dict.fromkeys(("schedule", "forward", "mix", "commit"), 0.0)
@@ -159,20 +163,56 @@ class Engine:
             self._waiting.close()
 
     def _step(self) -> None:
-        with self._phase("schedule"):
-            chunks = self._scheduler.schedule()
+        chunks, logits = self._take_ahead() or self._compute()
         drawing = [chunk.sequence for chunk in chunks if chunk.draws]
-        with self._phase("forward"):
-            logits = self._runner.forward(chunks)
         with self._phase("mix"):
-            tokens = self._drawer.draw(drawing, logits.drawing)
+            drawn = self._drawer.draw(drawing, logits.drawing)
             scores = self._drawer.score(chunks, logits.scored)
+        self._ahead = self._compute_ahead(chunks, drawn)
+        with self._phase("mix"):
+            tokens = drawn.tokens()
+            if tokens is None:
+                tokens = self._draw_from_all(chunks, drawing, logits)
         with self._phase("commit"):
             self._scheduler.commit(chunks)
             self._take_tokens(drawing, tokens)
             self._take_scores(chunks, scores)
             self._scheduler.retire()
             self._count(chunks, len(tokens))
+
+    def _compute(self) -> tuple[list[Chunk], Logits]:
+        with self._phase("schedule"):
+            chunks = self._scheduler.schedule()
+        with self._phase("forward"):
+            return chunks, self._runner.forward(chunks)
+
+    def _compute_ahead(self, chunks: list[Chunk], drawn: Drawn) -> tuple[list[Chunk], Logits] | None:
+        """The step after this one, while its tokens are on their way; None where it cannot be told yet."""
+        with self._phase("schedule"):
+            ahead = self._scheduler.look_ahead(chunks) if self._looks_ahead else []
+        if not ahead:
+            return None
+        with self._phase("forward"):
+            rows = [row for row, chunk in enumerate(chunks) if not chunk.sequence.draws_last]
+            return ahead, self._runner.forward(ahead, select_rows(drawn.token_B, rows))
+
+    def _take_ahead(self) -> tuple[list[Chunk], Logits] | None:
+        """What was computed ahead, for those who have not ended since."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return None
+        chunks, logits = ahead
+        rows = [row for row, chunk in enumerate(chunks) if not chunk.sequence.is_finished]
+        return ([chunks[row] for row in rows], logits.drawn_by(rows)) if rows else None
+
+    def _draw_from_all(self, chunks: list[Chunk], drawing: list[Sequence], logits: Logits) -> list[TokenRecord]:
+        """Where head sets were too large for the kernels."""
+        if self._ahead is not None:  # computed with tokens that are none, and in the place of these logits
+            self._ahead = None
+            logits = self._runner.forward(chunks)
+        tokens = self._drawer.draw_from_all(drawing, logits.drawing).tokens()
+        assert tokens is not None, "the plain rule looks at every token"
+        return tokens
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

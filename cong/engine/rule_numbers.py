@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cong.decoding import DrawRule
+from cong.engine.transfer import to_device
 
 _PENALTY_RULES = {"additive": 0.0, "multiplicative": 1.0, "reference": 2.0}
 
@@ -36,7 +37,7 @@ def number_rules(
         for rule in rules
     ]
     return RuleNumbers(
-        numbers_BF=torch.tensor(rows, dtype=torch.float32, device=device),
+        numbers_BF=to_device(torch.tensor(rows, dtype=torch.float32), device),
         has_top=any(rule.top_k or rule.top_p < 1.0 for rule in rules),
         exempt_BV=exempt_BV,
     )

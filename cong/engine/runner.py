@@ -23,6 +23,7 @@ from cong.engine.grouping import build_stacks
 from cong.engine.plain.layout import lay_out_plainly
 from cong.engine.pool import places_of
 from cong.engine.scheduler import Chunk
+from cong.engine.transfer import select_rows
 from cong.models import Network
 
 
@@ -34,6 +35,10 @@ class Logits:
     """The last row of every chunk that draws."""
     scored: tuple[Tensor, ...]
     """The rows before every token that is scored."""
+
+    def drawn_by(self, rows: list[int]) -> "Logits":
+        """Those of some chunks of a step in which all draw."""
+        return Logits(tuple(select_rows(z, rows) for z in self.drawing), self.scored)
 
 
 def _logit_rows(chunks: Ordered[Chunk]) -> tuple[list[int], list[int]]:
@@ -107,25 +112,29 @@ class Runner:
             self._captured = capture_decoding(self._run_all, captured_rows, max_blocks, self.device)
 
     @torch.inference_mode()
-    def forward(self, chunks: Ordered[Chunk]) -> Logits:
-        """Compute the chunks, those of one token first, and return the logits that they are computed for."""
+    def forward(self, chunks: Ordered[Chunk], token_B: Tensor | None = None) -> Logits:
+        """Compute the chunks, those of one token first, and return the logits that they are computed for.
+
+        They stay until the next call. `token_B` gives chunks of one token theirs before the sequences know them.
+        """
         drawing, scored = _logit_rows(chunks)
         rows, num_drawing = drawing + scored, len(drawing)
-        every = self._replay(chunks, rows) or self._run_chunks(chunks, rows)
+        every = self._replay(chunks, rows, token_B) or self._run_chunks(chunks, rows, token_B)
         return Logits(tuple(z[:num_drawing] for z in every), tuple(z[num_drawing:] for z in every))
 
-    def _replay(self, chunks: Ordered[Chunk], rows: list[int]) -> tuple[Tensor, ...]:
+    def _replay(self, chunks: Ordered[Chunk], rows: list[int], token_B: Tensor | None) -> tuple[Tensor, ...]:
         """Logits of a step that is captured; none if this one is not."""
         if self._captured is None or len(chunks) > self._captured.max_rows or chunks[-1].count != 1:
             return ()
-        token_ids = [chunk.sequence.token_ids[chunk.start] for chunk in chunks]
         tables = [chunk.sequence.blocks for chunk in chunks]
-        every = self._captured.replay(token_ids, [chunk.start for chunk in chunks], tables)
+        known = [chunk.sequence.token_ids[chunk.start] for chunk in chunks] if token_B is None else token_B
+        every = self._captured.replay(known, [chunk.start for chunk in chunks], tables)
         return every if rows == list(range(len(chunks))) else tuple(z[self._tensor(rows)] for z in every)
 
-    def _run_chunks(self, chunks: Ordered[Chunk], rows: list[int]) -> tuple[Tensor, ...]:
+    def _run_chunks(self, chunks: Ordered[Chunk], rows: list[int], token_B: Tensor | None) -> tuple[Tensor, ...]:
         """Logits of a step, operator by operator."""
-        laid_out = self._lay_out(chunks)
+        known_N, position_ids_N, layout = self._lay_out(chunks)
+        laid_out = known_N if token_B is None else token_B, position_ids_N, layout
         if not self._compiles_layers:
             return self._run(*laid_out, self._tensor(rows))
         # Steps that hold prompts come in every size, and for some of them torch would compile again.

@@ -7,6 +7,7 @@ and waits to be recomputed: nothing ever fails for lack of memory. Knows blocks 
 
 from collections import deque
 from collections.abc import Iterable
+from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
 
 from cong.engine.blocks import BlockPool, prefix_keys
@@ -80,6 +81,24 @@ class Scheduler:
         if self.num_preemptions == num_preemptions:  # nobody joins in the room that somebody just had to leave
             self._admit(step)
         return sorted(step.chunks, key=lambda chunk: chunk.count != 1)
+
+    def look_ahead(self, chunks: Ordered[Chunk]) -> list[Chunk]:
+        """The step after this one before its tokens are known: whoever goes on computes the one that it draws now.
+
+        Empty where more is to be decided: prompts are not through, somebody may join, or blocks have run out.
+        """
+        going = [chunk.sequence for chunk in chunks if not chunk.sequence.draws_last]
+        if not all(chunk.draws for chunk in chunks) or len(chunks) < len(self.running):
+            return []
+        if self._waiting and len(going) < self.limits.max_running:
+            return []
+        missing = [self.pool.num_needed(sequence.num_tokens + 1) - len(sequence.blocks) for sequence in going]
+        if sum(missing) > self.pool.num_free:
+            return []
+        for sequence, count in zip(going, missing, strict=True):
+            if count:
+                sequence.blocks += self.pool.allocate(count)
+        return [Chunk(sequence, sequence.num_tokens, 1, draws=True) for sequence in going]
 
     def _continue(self, sequence: Sequence, step: "_Step") -> None:
         """Compute as much of a running sequence as budget and blocks allow."""

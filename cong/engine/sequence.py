@@ -68,6 +68,11 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     @property
+    def draws_last(self) -> bool:
+        """Whether the next token drawn is the last one, whatever it is."""
+        return self.num_drawn + 1 >= self.parameters.max_tokens
+
+    @property
     def completion_token_ids(self) -> list[int]:
         """Tokens drawn so far."""
         return self.token_ids[len(self.prompt_token_ids) :]

@@ -80,7 +80,8 @@ def drawn(parameters: list[SamplingParameters], logits: list[torch.Tensor], *, h
     sequences = [Sequence("r", row, (5, 6, 7), p, frozenset({9}), row) for row, p in enumerate(parameters)]
     told = []
     for _ in range(5):
-        records = drawer.draw(sequences, logits)
+        records = drawer.draw(sequences, logits).tokens()
+        assert records is not None
         for sequence, record in zip(sequences, records, strict=True):
             sequence.append(record)
         told += records
@@ -108,7 +109,7 @@ def test_a_row_gets_the_same_numbers_alone_and_in_a_crowd() -> None:
     for row, expected in enumerate(together):
         drawer = Drawer(VOCAB, CPU, has_kernel=True)
         sequence = Sequence("r", row, (5, 6, 7), parameters[row], frozenset(), 0)
-        assert drawer.draw([sequence], [z[row : row + 1] for z in logits]) == [expected]
+        assert drawer.draw([sequence], [z[row : row + 1] for z in logits]).tokens() == [expected]
 
 
 def test_equal_tokens_are_taken_in_order_of_id() -> None:

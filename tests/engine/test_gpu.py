@@ -9,7 +9,8 @@ from scipy.stats import chi2
 
 from cong.config.engine import EngineConfig
 from cong.decoding import mix, stack_rules, warp
-from cong.engine import Engine, Generate, Rate
+from cong.engine import Engine, Generate, Rate, drawing
+from cong.engine.gpu import heads
 from cong.models import attach_adapter, join_networks
 from cong.schemas import Prompt, SamplingParameters
 from tests.engine.conftest import FAMILIES, VOCAB, World, load, save_adapter
@@ -105,6 +106,26 @@ def test_rows_without_a_head_set_are_decoded_on_the_whole_vocabulary(world: Worl
     requests = random_requests(7, 24, num_networks=2, head_lambda=0.0)
     records = serve(Engine(world.networks(*folders, device="cuda"), CAPTURED), requests)
     expect_reference(records, requests, world.oracle(*folders))
+
+
+def test_steps_one_at_a_time_equal_the_reference(world: World) -> None:
+    folders = world.folder("llama", 1), world.folder("llama", 2)
+    config = CAPTURED.model_copy(update={"looks_ahead": False})
+    requests = random_requests(12, 24, num_networks=2)
+    engine = Engine(world.networks(*folders, device="cuda"), config)
+    expect_reference(serve(engine, requests), requests, world.oracle(*folders))
+
+
+def test_a_captured_step_is_computed_again_where_head_sets_were_too_large(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step ahead has been computed in its place, with tokens that were none."""
+    for module in (drawing, heads):
+        monkeypatch.setattr(module, "HEAD_WIDTH", 16)
+    folders = world.folder("llama", 1), world.folder("llama", 2)
+    requests = random_requests(5, 24, num_networks=2, head_lambda=1e-4, repetition_penalty=1.3)
+    engine = Engine(world.networks(*folders, device="cuda"), CAPTURED)
+    expect_reference(serve(engine, requests), requests, world.oracle(*folders))
 
 
 def test_bfloat16_stays_near_float32_on_the_cpu(world: World) -> None:

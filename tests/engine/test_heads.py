@@ -109,9 +109,9 @@ def test_a_drawer_says_the_same_whether_it_looks_at_head_sets_or_at_all(steepnes
     for finds_heads in (True, False):
         drawer = Drawer(VOCAB, DEVICE, finds_heads=finds_heads)
         sequences = [Sequence("r", row, (5, 6, 7), parameters, frozenset(), row, 0.0) for row in range(3)]
-        drawn.append(drawer.draw(sequences, logits))
-        assert drawer._rows is not None
-        assert (drawer._rows.numbers is not None) == (finds_heads and steepness > 0.0)
+        tokens = drawer.draw(sequences, logits).tokens()
+        assert (tokens is None) == (finds_heads and steepness == 0.0)
+        drawn.append(tokens or drawer.draw_from_all(sequences, logits).tokens() or [])
     for ours, theirs in zip(*drawn, strict=True):
         assert (ours.token_id, ours.head_size) == (theirs.token_id, theirs.head_size)
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)

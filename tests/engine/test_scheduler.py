@@ -21,7 +21,9 @@ def sequence(number: int, prompt: tuple[int, ...], max_tokens: int, targets: tup
 class Machine:
     """A scheduler and a stand-in for the networks: it remembers which token every place holds."""
 
-    def __init__(self, num_blocks: int, block_size: int, limits: Limits) -> None:
+    def __init__(self, num_blocks: int, block_size: int, limits: Limits, *, looks_ahead: bool = False) -> None:
+        self.looks_ahead = looks_ahead
+        self.ahead: list[Chunk] = []
         self.pool = BlockPool(num_blocks, block_size)
         self.scheduler = Scheduler(self.pool, limits)
         self.limits = limits
@@ -58,11 +60,20 @@ class Machine:
         ]
         assert len(set(written)) == len(written), "two sequences write the same place"
 
+    def look_ahead(self, chunks: list[Chunk]) -> list[Chunk]:
+        """The next step, whose tokens nobody knows yet: what it writes for those who end is of no use to anybody."""
+        ahead = self.scheduler.look_ahead(chunks)
+        for chunk in ahead:
+            number, offset = divmod(chunk.start, self.pool.block_size)
+            self.places[chunk.sequence.blocks[number] * self.pool.block_size + offset] = ()
+        return ahead
+
     def step(self) -> list[Chunk]:
-        chunks = self.scheduler.schedule()
+        chunks = [chunk for chunk in self.ahead if not chunk.sequence.is_finished] or self.scheduler.schedule()
         self.expect_lawful(chunks)
         self.write(chunks)
         self.expect_context(chunks)
+        self.ahead = self.look_ahead(chunks) if self.looks_ahead else []
         self.scheduler.commit(chunks)
         for chunk in chunks:
             one = chunk.sequence
@@ -83,7 +94,8 @@ def test_everything_finishes_and_nothing_is_lost(seed: int) -> None:
     longest = generator.randint(2, 60)
     num_blocks = -(-longest // block_size) + generator.choice([0, 0, 1, 3, 50])
     max_running = generator.randint(1, 8)
-    machine = Machine(num_blocks, block_size, Limits(generator.randint(max_running, 40), max_running))
+    limits = Limits(generator.randint(max_running, 40), max_running)
+    machine = Machine(num_blocks, block_size, limits, looks_ahead=generator.random() < 0.5)
     opening = tuple(generator.randrange(9) for _ in range(longest // 2))
     coming = []
     for number in range(generator.randint(1, 25)):
@@ -193,6 +205,29 @@ def test_a_long_queue_is_not_walked_in_every_step() -> None:
     for _ in range(10):
         machine.scheduler.schedule()
     assert looked_at <= 10 * 10
+
+
+def test_the_next_step_is_told_ahead_unless_somebody_may_join_or_blocks_run_out() -> None:
+    machine = Machine(7, 4, Limits(max_step_tokens=32, max_running=2), looks_ahead=True)
+    machine.scheduler.submit(sequence(0, (1, 2, 3), max_tokens=12))
+    machine.step()
+    assert [(chunk.start, chunk.count) for chunk in machine.ahead] == [(3, 1)]
+    machine.scheduler.submit(sequence(1, (7, 8, 9), max_tokens=4))
+    machine.step()
+    assert machine.ahead == [], "a seat is free, and somebody waits"
+    machine.scheduler.submit(sequence(2, (5,) * 20, max_tokens=1))
+    machine.step()
+    machine.step()
+    assert [chunk.sequence.request_id for chunk in machine.ahead] == ["r0", "r1"], "nobody who waits finds a seat"
+    machine.step()
+    machine.step()
+    assert machine.ahead == [], "r1 draws its last token, and its seat is free then"
+    while machine.scheduler.has_work:
+        machine.step()
+    full = Machine(1, 4, Limits(max_step_tokens=32, max_running=2), looks_ahead=True)
+    full.scheduler.submit(sequence(3, (1, 2, 3), max_tokens=1))
+    full.step()
+    assert full.ahead == [], "the last token is drawn"
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])

@@ -72,20 +72,24 @@ class CapturedDecoding:
             self._graphs[size] = graph
 
     def replay(
-        self, token_ids: Ordered[int], positions: Ordered[int], tables: Ordered[list[int]]
+        self, token_ids: Ordered[int] | Tensor, positions: Ordered[int], tables: Ordered[list[int]]
     ) -> tuple[Tensor, ...]:
         """Logits [B, V] of every network, overwritten by the next replay.
 
-        A table is a sequence's own list of blocks: it is read again when it is another list, or has grown.
+        Token ids come from the host or, as a tensor, lie on the device. A table is a sequence's own list of blocks: it
+        is read again when it is another list, or has grown.
         """
         num_rows = len(token_ids)
         size = next(size for size in self._sizes if size >= num_rows)
         self._is_staged.synchronize()  # the last step's transfer has read what is overwritten now
         staged = self._staged_tokens.numpy()
-        staged[0, :num_rows], staged[1, :num_rows] = token_ids, positions
+        staged[0, :num_rows] = 0 if isinstance(token_ids, Tensor) else token_ids
+        staged[1, :num_rows] = positions
         staged[:, num_rows:size] = 0
         self._tokens[0, :size].copy_(self._staged_tokens[0, :size], non_blocking=True)
         self._tokens[1, :size].copy_(self._staged_tokens[1, :size], non_blocking=True)
+        if isinstance(token_ids, Tensor):
+            self._tokens[0, :num_rows].copy_(token_ids)
         if self._stage_tables(tables, size):
             self._table[:size].copy_(self._staged_table[:size], non_blocking=True)
         self._is_staged.record()

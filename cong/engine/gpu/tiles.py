@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cong.config.engine import KernelChoice
 from cong.engine.pool import LayerPool, Options, Places
+from cong.engine.transfer import to_device
 from cong.errors import KernelUnavailable
 
 logger = logging.getLogger(__name__)
@@ -195,10 +196,8 @@ def _cut(positions: Ordered[int], counts: Ordered[int], row: int) -> tuple[Numbe
 
 def _to_device(arrays: Ordered[Numbers], device: torch.device) -> Iterator[Tensor]:
     """All arrays in one transfer."""
-    packed = torch.from_numpy(np.concatenate(arrays).astype(np.int32))
-    if device.type == "cuda":
-        packed = packed.pin_memory()
-    return iter(torch.split(packed.to(device, non_blocking=True), [len(array) for array in arrays]))
+    packed = to_device(torch.from_numpy(np.concatenate(arrays).astype(np.int32)), device)
+    return iter(torch.split(packed, [len(array) for array in arrays]))
 
 
 def _num_splits(num_programs: int) -> int:

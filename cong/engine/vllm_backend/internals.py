@@ -185,7 +185,7 @@ class MixingSampler:
         by_network = self._split(logits)
         numbers_RJ = torch.zeros(len(sequences), 3 + self._num_networks, dtype=torch.float64)
         if drawing:
-            numbers_BJ = self._drawer.draw_numbers([sequences[row] for row in drawing], _rows(by_network, drawing))
+            numbers_BJ = self._drawer.draw([sequences[row] for row in drawing], _rows(by_network, drawing)).numbers()
             if len(drawing) == len(sequences):
                 numbers_RJ = numbers_BJ
             else:

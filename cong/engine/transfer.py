@@ -1,0 +1,32 @@
+"""Numbers to a device and back without waiting for what it computes: from and into pinned memory."""
+
+import torch
+from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a GPU a copy that its stream makes when it gets there; elsewhere the tensor itself."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def select_rows(tensor: Tensor, rows: list[int]) -> Tensor:
+    """Some rows in their order; the tensor itself where they are all."""
+    return tensor if len(rows) == len(tensor) else tensor[to_device(torch.tensor(rows), tensor.device)]
+
+
+class Arriving:
+    """A tensor on its way to the host."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._here = tensor
+        if tensor.is_cuda:
+            self._here = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def get(self) -> Tensor:
+        """The tensor once it is here."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._here
