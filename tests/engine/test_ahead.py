@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from cong.config.engine import EngineConfig, KernelChoice
-from cong.engine import Engine, Event, Generate, SampleFinished, TokenDrawn, drawing
+from cong.engine import Engine, Event, Generate, SampleFinished, TokenDrawn, drawing, runner
 from cong.engine.drawing import Drawer
-from cong.engine.gpu import heads
+from cong.engine.gpu import heads, tiles
 from cong.schemas import Prompt, SamplingParameters
 from tests.engine.conftest import VOCAB, World
 from tests.engine.test_exactness import SMALL, expect_reference, random_requests, serve
 
 Folders = tuple[Any, Any]
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
 @pytest.fixture
@@ -134,7 +136,27 @@ def test_tokens_are_told_step_by_step(world: World, folders: Folders) -> None:
     assert not engine.has_work
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@needs_triton
+def test_all_that_a_gpu_does_but_graphs_equals_the_reference(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles, head sets and steps ahead in one engine, by Triton's interpreter."""
+    monkeypatch.setattr(runner, "has_tiles", lambda kernel, device: True)
+    monkeypatch.setattr(tiles, "_NUM_PROGRAMS", 8)  # contexts are split in two
+    pair = world.folder("llama", 1, num_hidden_layers=1), world.folder("llama", 2, num_hidden_layers=1)
+    engine = make_engine(world, pair, SMALL.model_copy(update={"captures_graphs": False, "compiles_layers": False}))
+    sizes = count_ahead(engine, monkeypatch)
+    parameters = SamplingParameters.contrastive(
+        0.4, temperature=0.0, repetition_penalty=1.3, max_tokens=3, ignore_eos=True
+    )
+    requests = [
+        Generate(f"r{number}", Prompt(token_ids=tuple(range(3, 3 + length))), parameters)
+        for number, length in enumerate((1, 4, 18))
+    ]
+    expect_reference(serve(engine, requests), requests, world.oracle(*pair))
+    assert sizes
+    assert engine.stats().num_blocks_free == engine.stats().num_blocks
+
+
+@needs_triton
 def test_a_step_is_computed_again_where_head_sets_were_too_large(
     world: World, folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
