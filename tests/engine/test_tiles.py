@@ -78,6 +78,23 @@ def test_tiles_attend_as_plain_attention_does(
         row += count
 
 
+def test_kernels_get_addresses_of_one_kind_whatever_a_step_holds() -> None:
+    """Triton compiles again for every combination of aligned and unaligned addresses, in the middle of serving."""
+    for num_single in range(6):
+        for counts in ((), (1,), (7, 33), (20, 2, 3)):
+            starts, all_counts = list(range(num_single + len(counts))), [1] * num_single + list(counts)
+            if not all_counts:
+                continue
+            places = places_of([[3] * (1 + start + count) for start, count in zip(starts, all_counts, strict=True)])
+            laid_out = lay_out_tiles(places, starts, all_counts, num_single, DEVICE)
+            assert laid_out.sequences_N.tolist() == [n for n, count in enumerate(all_counts) for _ in range(count)]
+            tensors = [laid_out.table_BC, laid_out.sequences_N, laid_out.positions_N]
+            for kind in laid_out.kinds:
+                tensors += [kind.rows_T, kind.counts_T, kind.positions_T, kind.sequences_T]
+            offsets = {(tensor.data_ptr() - laid_out.table_BC.data_ptr()) % 16 for tensor in tensors}
+            assert offsets == {0}
+
+
 def test_graphs_come_in_sizes_that_hold_every_step_with_few_rows_in_vain() -> None:
     for max_rows in (1, 2, 3, 64, 100, 256, 1000):
         sizes = graph_sizes(max_rows)

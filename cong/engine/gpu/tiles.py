@@ -32,6 +32,8 @@ _PROMPT_TOKENS = 16
 """Tokens of a tile of a prompt; each is as many rows of a product as query heads share a key-value head."""
 _MIN_ROWS = 16
 """Rows of the smallest matrix product."""
+_ALIGNED = 4
+"""Numbers of 32 bits in the 16 bytes by which Triton tells addresses apart."""
 _NUM_PROGRAMS = 512
 """Programs of a launch that keep a large GPU busy; with fewer, each context is split."""
 _MAX_SPLITS = 16
@@ -195,9 +197,13 @@ def _cut(positions: Ordered[int], counts: Ordered[int], row: int) -> tuple[Numbe
 
 
 def _to_device(arrays: Ordered[Numbers], device: torch.device) -> Iterator[Tensor]:
-    """All arrays in one transfer."""
-    packed = to_device(torch.from_numpy(np.concatenate(arrays).astype(np.int32)), device)
-    return iter(torch.split(packed, [len(array) for array in arrays]))
+    """All arrays in one transfer, each at an address that Triton takes for aligned: for others it compiles again."""
+    starts = np.cumsum([0, *(-(-len(array) // _ALIGNED) * _ALIGNED for array in arrays)])
+    packed = np.zeros(starts[-1], dtype=np.int32)
+    for start, array in zip(starts, arrays, strict=False):
+        packed[start : start + len(array)] = array
+    moved = to_device(torch.from_numpy(packed), device)
+    return (moved[start : start + len(array)] for start, array in zip(starts, arrays, strict=False))
 
 
 def _num_splits(num_programs: int) -> int:
