@@ -15,13 +15,14 @@ from cong.engine.cpu.waiting import Waiting
 from cong.engine.desk import Desk, generate
 from cong.engine.drawing import Drawer, Drawn
 from cong.engine.memory import StepCost, plan_blocks
+from cong.engine.pool import NO_BLOCK
 from cong.engine.protocol import EngineStats, Event, Generate, Rate, TokenRecord
 from cong.engine.runner import Logits, Runner
 from cong.engine.scheduler import Chunk, Limits, Scheduler
 from cong.engine.sequence import Sequence
 from cong.engine.transfer import select_rows
 from cong.models import NetworkSet
-from cong.schemas import NetworkIdentity, Prompt, SampleRecord, SampleRequest
+from cong.schemas import NetworkIdentity, Prompt, SampleRecord, SampleRequest, SamplingParameters
 
 
 class Engine:
@@ -74,6 +75,8 @@ class Engine:
         self._bound_s = 0.0
         self._counts: Counter[str] = Counter()
         self._seconds = dict.fromkeys(("schedule", "forward", "mix", "commit"), 0.0)
+        if self._runner.has_tiles:
+            self._warm_up()
 
     @property
     def identities(self) -> tuple[NetworkIdentity, ...]:
@@ -161,6 +164,13 @@ class Engine:
         """Only threads of OpenMP work for this engine; one of them may be idle on purpose."""
         if self._waiting is not None:
             self._waiting.close()
+
+    def _warm_up(self) -> None:
+        """Compile what the first request would wait for: a prompt of nobody's, kept nowhere, and a draw."""
+        parameters = SamplingParameters(weights=(1.0,) * len(self.identities))
+        nobody = Sequence("", 0, (0, 0), parameters, frozenset(), 0, blocks=[NO_BLOCK] * 2)
+        logits = self._runner.forward([Chunk(nobody, 0, 2, draws=True)])
+        self._drawer.draw([nobody], logits.drawing).numbers()
 
     def _step(self) -> None:
         chunks, logits = self._take_ahead() or self._compute()

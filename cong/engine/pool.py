@@ -15,6 +15,8 @@ Places = NDArray[np.int64]
 
 NULL_BLOCK = 0
 """Place of padding; a block numbered b lies at place b + 1."""
+NO_BLOCK = NULL_BLOCK - 1
+"""Number of the block whose place that is."""
 
 
 @dataclass

@@ -143,6 +143,7 @@ def test_all_that_a_gpu_does_but_graphs_equals_the_reference(world: World, monke
     monkeypatch.setattr(tiles, "_NUM_PROGRAMS", 8)  # contexts are split in two
     pair = world.folder("llama", 1, num_hidden_layers=1), world.folder("llama", 2, num_hidden_layers=1)
     engine = make_engine(world, pair, SMALL.model_copy(update={"captures_graphs": False, "compiles_layers": False}))
+    assert engine.stats().num_steps == 0, "what warms it up is not counted"
     sizes = count_ahead(engine, monkeypatch)
     parameters = SamplingParameters.contrastive(
         0.4, temperature=0.0, repetition_penalty=1.3, max_tokens=3, ignore_eos=True
