@@ -17,7 +17,9 @@ from tests.engine.test_exactness import SMALL, expect_reference, random_requests
 
 Folders = tuple[Any, Any]
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+needs_interpreter = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or torch.cuda.is_available(), reason="needs Triton's interpreter"
+)
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def test_tokens_are_told_step_by_step(world: World, folders: Folders) -> None:
     assert not engine.has_work
 
 
-@needs_triton
+@needs_interpreter
 def test_all_that_a_gpu_does_but_graphs_equals_the_reference(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles, head sets and steps ahead in one engine, by Triton's interpreter."""
     monkeypatch.setattr(runner, "has_tiles", lambda kernel, device: True)
@@ -157,7 +159,7 @@ def test_all_that_a_gpu_does_but_graphs_equals_the_reference(world: World, monke
     assert engine.stats().num_blocks_free == engine.stats().num_blocks
 
 
-@needs_triton
+@needs_interpreter
 def test_a_step_is_computed_again_where_head_sets_were_too_large(
     world: World, folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
