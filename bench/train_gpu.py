@@ -2,7 +2,7 @@
 
     python bench/train_gpu.py --json runs/train-gpu.json
 
-Random weights, made on the device; records of mixed lengths; float32 weights and AdamW, bfloat16 products. Every row
+Random weights, made on the device; records of mixed lengths; AdamW on float32 weights, a network in bfloat16. Every row
 has a network of its own and the same records; where memory runs out it is tried again with smaller passes. MFU is the
 share of the device's stated peak that the needed matrix products take: head on response tokens alone, attention not
 counted, nothing counted that is computed twice. `--seconds` limits everything together; rows that find no time are
@@ -32,7 +32,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from trainers import Timing, Trainer, Work, bare, draw_examples, has_trl, ours, trl_trainer
+from trainers import Timing, Trainer, Work, bare, draw_examples, has_trl, ours, pack_attention, trl_trainer
 from workload import conditions, summary, write_json
 
 from cong.objectives import SFT
@@ -219,16 +219,15 @@ def forget() -> None:
 
 
 def packed_agrees(shape: str, device: str, vocab: int) -> dict[str, float]:
-    """One batch packed and padded: loss and gradients of both, and how far they are apart, in bfloat16 products."""
-    model = make_model(shape, device)
+    """One batch packed and padded: loss and gradients of both, and how far they are apart, in bfloat16."""
+    model = make_model(shape, device).bfloat16()
     examples = draw_examples(12, vocab=vocab, median_tokens=64, num_responses=1, prompt_tokens=(4, 64), seed=5)
     found = []
     for is_packed in (False, True):
         if is_packed:
-            ours(model, Work(examples, 1, 4096, "bfloat16", device))
+            pack_attention(model)
         batch = make_batch(examples, is_packed=is_packed).to(device)
-        with torch.autocast(device, dtype=torch.bfloat16):
-            share = loss_share(lambda each: response_logits(model, each), SFT(), batch, 0.0)
+        share = loss_share(lambda each: response_logits(model, each), SFT(), batch, 0.0)
         loss: Any = share.loss(sum(batch.responses.lengths))
         loss.backward()
         gradients = torch.cat([weight.grad.float().flatten() for weight in model.parameters()])

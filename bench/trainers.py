@@ -161,11 +161,16 @@ def ours(model: Any, work: Work, *, is_packed: bool = True, is_compiled: bool = 
     return train_with(backend, model, work, is_packed=is_packed)
 
 
+def pack_attention(model: Any) -> None:
+    """Let a network attend to packed rows."""
+    register_attention(ATTENTION_NAME, attend_packed)
+    model.set_attn_implementation(ATTENTION_NAME)
+
+
 def train_with(backend: Backend, model: Any, work: Work, *, is_packed: bool = True) -> Trainer:
     """Our loop with any backend; pairs are trained by DPO with log-probs of the reference at hand."""
     if is_packed:
-        register_attention(ATTENTION_NAME, attend_packed)
-        model.set_attn_implementation(ATTENTION_NAME)
+        pack_attention(model)
     longest = max(example.longest for example in work.examples)
     settings = BatchSettings(
         batch_size=work.batch_size,
@@ -210,7 +215,7 @@ def train_with(backend: Backend, model: Any, work: Work, *, is_packed: bool = Tr
 
 def bare(model: nn.Module, work: Work) -> Trainer:
     """Forward and backward alone, on full rows of one length without padding; the head reads as many rows as ours."""
-    network: Any = model.to(work.device).train()
+    network: Any = model.to(work.device, torch.bfloat16 if work.precision == "bfloat16" else torch.float32).train()
     num_tokens = sum(example.num_tokens for example in work.examples)
     num_responses = sum(len(example.responses) for example in work.examples)
     num_response_tokens = sum(len(part) for example in work.examples for part in example.responses)
@@ -218,13 +223,11 @@ def bare(model: nn.Module, work: Work) -> Trainer:
     kept = min(length - 1, round(length * num_response_tokens / num_tokens))
     vocab = network.config.vocab_size
     generator = torch.Generator().manual_seed(0)
-    is_bfloat16 = work.precision == "bfloat16"
 
     def forward_backward(num_rows: int) -> None:
         ids_BL = torch.randint(NUM_SPECIAL, vocab, (num_rows, length), generator=generator).to(work.device)
-        with torch.autocast(work.device, dtype=torch.bfloat16, enabled=is_bfloat16):
-            logits = network(input_ids=ids_BL, logits_to_keep=kept + 1, use_cache=False).logits[:, :-1]
-            loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids_BL[:, -kept:].reshape(-1))
+        logits = network(input_ids=ids_BL, logits_to_keep=kept + 1, use_cache=False).logits[:, :-1]
+        loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids_BL[:, -kept:].reshape(-1))
         loss.backward()
 
     def train(seconds: float) -> Timing:

@@ -196,7 +196,7 @@ class TrainConfig(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     precision: Precision = "bfloat16"
-    """bfloat16: matrix products only; weights that are trained and the optimiser's state stay in float32."""
+    """bfloat16: what the network computes with; weights that are trained and the optimiser's state stay in float32."""
     export_dtype: Literal["stored", "float32", "bfloat16"] = "stored"
     """Of the weights in the exported folder; stored: as those that training began with."""
     has_activation_checkpointing: bool = False

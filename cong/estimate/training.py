@@ -127,10 +127,11 @@ def _num_passes(train: TrainConfig) -> int:
 def _model_bytes(train: TrainConfig, num_parameters: int, num_trained: int, num_devices: int) -> tuple[float, float]:
     """Of one device, and of its share of the host."""
     if train.backend == "torch":
-        # Weights, gradients and two moments in float32; what an adapter leaves alone, in the products' precision.
-        width = _BFLOAT16 if train.precision == "bfloat16" else _FLOAT32
+        # Weights, gradients and two moments in float32, and what the network computes with where that is rounded.
+        is_bfloat16 = train.precision == "bfloat16"
+        per_trained = 4 * _FLOAT32 + is_bfloat16 * _BFLOAT16
         frozen = 0 if train.lora is None else num_parameters
-        return float(_FLOAT32 * 4 * num_trained + width * frozen), 0.0
+        return float(per_trained * num_trained + (_BFLOAT16 if is_bfloat16 else _FLOAT32) * frozen), 0.0
     frozen = num_parameters - num_trained if train.lora is None else num_parameters
     memory = model_memory(train, num_trained, frozen, num_devices)
     return float(memory.device), float(memory.host)

@@ -170,7 +170,7 @@ class FrozenNetworks:
             else:
                 settings = self._weak(name)
                 fingerprint, numerics = fingerprint_of(settings, models), models.dtype
-                predict = self._loaded(lambda: load_by(settings, models, dtype=models.dtype), is_autocast=False)
+                predict = self._loaded(lambda: load_by(settings, models, dtype=models.dtype))
             self._fingerprints[name] = fingerprint
             cache = ScoreCache(self._config.cache_dir / "scores" / f"{fingerprint}-{numerics}")
             self._made[name] = FrozenScores(name, cache, predict, self._backend, train.batches)
@@ -179,12 +179,7 @@ class FrozenNetworks:
     def _later_reference(self) -> Predict:
         """While a stream grows the reference is asked during training: it has to be a network of its own."""
         train, models = self._config.train, self._config.models
-        is_bfloat16 = train.precision == "bfloat16"
-        dtype = "bfloat16" if is_bfloat16 and train.backend == "deepspeed" else "float32"
-        return self._loaded(
-            lambda: load_by(network_settings(train, models), models, dtype=dtype),
-            is_autocast=is_bfloat16 and dtype == "float32",
-        )
+        return self._loaded(lambda: load_by(network_settings(train, models), models, dtype=train.precision))
 
     def _weak(self, name: FrozenNetwork) -> NetworkConfig:
         models = self._config.models
@@ -196,7 +191,7 @@ class FrozenNetworks:
             )
         return settings
 
-    def _loaded(self, load: Callable[[], Network], *, is_autocast: bool) -> Predict:
+    def _loaded(self, load: Callable[[], Network]) -> Predict:
         """A network that is loaded when it is first asked."""
         device = self._backend.device
         model: nn.Module | None = None
@@ -208,7 +203,7 @@ class FrozenNetworks:
                 if batch.layout is not None:
                     pack_attention(network)
                 model = network.model.to(device)
-            with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_autocast):
+            with torch.no_grad():
                 return response_logits(model, batch)
 
         return predict

@@ -1,9 +1,9 @@
-"""The backend for one process: plain torch, AdamW, float32 weights, matrix products in float32 or bfloat16.
+"""The backend for one process: plain torch, AdamW on float32 weights, a network that computes in float32 or bfloat16.
 
 Also the oracle that other backends are compared with. Legend: N response tokens, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,7 +21,12 @@ _WEIGHTS, _OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 
 
 class TorchBackend:
-    """A network in training, all of it in this process."""
+    """A network in training, all of it in this process.
+
+    In bfloat16 the network's parameters are rounded copies of the trained weights, which stay in float32 here with the
+    sums of their gradients: a step is often too small to be seen in bfloat16, and so is a micro-batch in a sum. Buffers
+    are left as they are.
+    """
 
     rank = 0
     world_size = 1
@@ -32,12 +37,21 @@ class TorchBackend:
         self.device = torch.device(device)
         self._model = model.to(self.device).train()
         self._max_grad_norm = settings.max_grad_norm
-        self._is_bfloat16 = precision == "bfloat16"
         # named_parameters names a tied weight once.
-        self._trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        assert self._trained, "a network without trained weights has nothing to learn"
-        for weight in self._trained.values():
+        parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        assert parameters, "a network without trained weights has nothing to learn"
+        for weight in parameters.values():
             weight.data = weight.data.float()
+        self._trained: dict[str, Tensor] = dict(parameters)
+        """In float32; the network's own parameters unless these are rounded copies."""
+        self._rounded: dict[str, nn.Parameter] = {}
+        if precision == "bfloat16":
+            self._trained = {name: weight.data for name, weight in parameters.items()}
+            self._rounded = parameters
+            for weight in model.parameters():
+                weight.data = weight.data.bfloat16()
+            for name, weight in parameters.items():
+                weight.register_post_accumulate_grad_hook(_adds_to(self._trained[name]))  # type: ignore[no-untyped-call]
         self._optimizer = torch.optim.AdamW(
             self._trained.values(),
             lr=settings.learning_rate,
@@ -49,8 +63,7 @@ class TorchBackend:
 
     def logits(self, batch: MicroBatch) -> Tensor:
         """Logits [N, V] that predict the response tokens; carries gradients."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._is_bfloat16):
-            return response_logits(self._model, batch)
+        return response_logits(self._model, batch)
 
     def predict(self, batch: MicroBatch) -> Tensor:
         """The same from the weights as they are, without gradients and without dropout."""
@@ -79,6 +92,7 @@ class TorchBackend:
             group["lr"] = learning_rate
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self._round()
         return float(norm)
 
     def total(self, values: Tensor) -> Tensor:
@@ -113,6 +127,7 @@ class TorchBackend:
         with torch.no_grad():
             for name, weight in self._trained.items():
                 weight.copy_(weights[name])
+        self._round()
         for key, value in state.items():
             field, _, name = key.partition("/")
             weight = self._trained[name]
@@ -124,7 +139,27 @@ class TorchBackend:
             yield name, weight.detach().to("cpu", copy=True)
 
     def close(self) -> None:
-        """Nothing is held beside the network."""
+        """Nothing is held that has to be let go."""
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        """Let the network compute with the weights as they are now."""
+        for name, weight in self._rounded.items():
+            weight.copy_(self._trained[name])
+
+
+def _adds_to(trained: Tensor) -> Callable[[Tensor], None]:
+    """A hook that adds a rounded copy's gradient to that of the trained weight, and drops it."""
+
+    def add(rounded: Tensor) -> None:
+        assert rounded.grad is not None
+        if trained.grad is None:
+            trained.grad = rounded.grad.float()
+        else:
+            trained.grad += rounded.grad
+        rounded.grad = None
+
+    return add
 
 
 def torch_backend(device: str) -> BackendFactory:

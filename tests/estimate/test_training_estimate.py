@@ -61,10 +61,11 @@ def test_what_is_offloaded_lies_on_the_host() -> None:
     assert away.weights_bytes + away.host_bytes == plain.weights_bytes
 
 
-def test_a_plain_run_keeps_sixteen_bytes_a_weight() -> None:
-    config = load_config(RunConfig, [], ["models.strong.source=Qwen2.5-0.5B"])
+@pytest.mark.parametrize(("precision", "bytes_of_a_weight"), [("float32", 16), ("bfloat16", 18)])
+def test_a_plain_run_keeps_sixteen_bytes_a_weight_and_a_rounded_copy(precision: str, bytes_of_a_weight: int) -> None:
+    config = load_config(RunConfig, [], ["models.strong.source=Qwen2.5-0.5B", f"train.precision={precision}"])
     estimate = estimate_training(config, TrainingWork(64), machines("L4"))
-    assert estimate.weights_bytes == 16 * 494_032_768
+    assert estimate.weights_bytes == bytes_of_a_weight * 494_032_768
     assert estimate.checkpoint_bytes == 12 * 494_032_768
 
 

@@ -200,11 +200,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return list(read_metrics(path))
 
 
-def test_a_growing_stream_asks_a_reference_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_growing_stream_asks_a_reference_of_its_own(tmp_path: Path, precision: str) -> None:
     """By then the network in training is no longer what it was: both ways must give the same run."""
     network_folder(tmp_path / "network")
     write_samples(tmp_path / "stream", (sample(number) for number in range(24)), "w")
-    settings = {"objective": {"name": "wspo", "parameters": {"gamma": 0.5}}}
+    settings = {"objective": {"name": "wspo", "parameters": {"gamma": 0.5}}, "precision": precision}
     still = run_config(
         tmp_path,
         settings,

@@ -152,9 +152,8 @@ def attend_packed(
         softcap=options.get("softcap"),
         sinks_Q=options.get("s_aux"),
     )
-    dtype = _kernel_dtype(query, asked)
-    if dtype is not None:
-        return _attend_row(layout, query[0].to(dtype), key[0].to(dtype), value[0].to(dtype), asked)[None], None
+    if _has_kernel(query, asked):
+        return _attend_row(layout, query[0], key[0], value[0], asked)[None], None
     # Squeezed and not taken out by index, whose gradient is a copy.
     return _attend_groups(layout, query.squeeze(0), key.squeeze(0), value.squeeze(0), asked)[None], None
 
@@ -170,13 +169,11 @@ class _Asked:
     sinks_Q: Tensor | None
 
 
-def _kernel_dtype(query: Tensor, asked: _Asked) -> torch.dtype | None:
-    """The precision in which the kernel for whole rows can compute this; None = it cannot."""
-    if query.device.type != "cuda" or asked.softcap is not None or asked.sinks_Q is not None:
-        return None
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+def _has_kernel(query: Tensor, asked: _Asked) -> bool:
+    """Whether the kernel for whole rows can compute this."""
+    is_plain = query.device.type == "cuda" and asked.softcap is None and asked.sinks_Q is None
     width = query.shape[-1]
-    return dtype if dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= _WIDEST_HEAD else None
+    return is_plain and query.dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= _WIDEST_HEAD
 
 
 def _attend_row(layout: PackedLayout, query_QTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, asked: _Asked) -> Tensor:

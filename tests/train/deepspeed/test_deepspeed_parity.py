@@ -3,10 +3,19 @@
 import pytest
 import torch
 
+from cong.train.torch_backend import TorchBackend
 from cong.train.zero_memory import model_memory
 from tests.train.deepspeed.conftest import Results
 from tests.train.deepspeed.worker import SETTINGS
-from tests.train.deepspeed.worlds import MAX_GRAD_NORM, Trained, adapted_network, settings, tiny_network, train_plainly
+from tests.train.deepspeed.worlds import (
+    MAX_GRAD_NORM,
+    Trained,
+    adapted_network,
+    settings,
+    tiny_network,
+    train,
+    train_plainly,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +74,15 @@ def test_bfloat16_averages_as_float32_does(name: str, trained: Results, plain: d
     moved, wanted = (moves_of(run) for run in (found, expected))
     assert torch.cosine_similarity(moved, wanted, 0) > 0.98
     assert moved.norm().item() == pytest.approx(wanted.norm().item(), rel=0.03)
+
+
+@pytest.mark.parametrize("name", BFLOAT16)
+def test_bfloat16_trains_as_the_torch_backend_does(name: str, trained: Results) -> None:
+    found, alone = trained.of(name), Trained()
+    train(TorchBackend(tiny_network(), SETTINGS[name].optimizer, precision="bfloat16"), done=alone)
+    assert found.losses == pytest.approx(alone.losses, rel=3e-4)
+    assert found.norms == pytest.approx(alone.norms, rel=3e-3)
+    assert torch.cosine_similarity(moves_of(found), moves_of(alone), 0) > 0.999
 
 
 def moves_of(run: Trained) -> torch.Tensor:

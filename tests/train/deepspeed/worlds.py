@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cong.config.train import DeepSpeedSettings, OptimizerSettings, TrainConfig
 from cong.objectives import objective, policy_scores
+from cong.train.backend import Backend
 from cong.train.data.batch import Example, MicroBatch, make_batch
 from cong.train.deepspeed_backend import DeepSpeedBackend
 
@@ -130,9 +131,7 @@ def batches_of(step: Step, rank: int, world_size: int, *, is_packed: bool = Fals
     return [make_batch(batch, is_packed=is_packed) for batch in mine]
 
 
-def train(
-    backend: DeepSpeedBackend, first: int = 0, last: int = len(SIZES), *, is_packed: bool = False, done: Trained
-) -> None:
+def train(backend: Backend, first: int = 0, last: int = len(SIZES), *, is_packed: bool = False, done: Trained) -> None:
     """Some steps with the backend, in the way of the training loop."""
     sft = objective("sft")
     for step, learning_rate in list(zip(steps(), LEARNING_RATES, strict=True))[first:last]:
