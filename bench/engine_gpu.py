@@ -1,6 +1,7 @@
 """The engine on a GPU: its share of the bandwidth bound, with random pairs of the shapes of real networks.
 
     python bench/engine_gpu.py --json docs/results/engine-gpu.json
+    python bench/engine_gpu.py --shapes NAME --sequences 64 --variants NAME --ways "products one by one"
 
 For each shape and number of sequences: prompts of 1,024 tokens, then decoding, every sequence drawing in every step.
 The bound is the bytes that a step must move (both networks' weights once, keys and values of every sequence, logits)
@@ -85,6 +86,7 @@ class Variant:
 DEFAULT = Variant("cong")
 VARIANTS = (
     Variant("one step at a time", {"looks_ahead": False}),
+    Variant("products one by one", {"joins_products": False}),
     Variant("one network after the other", {"stacks_networks": False}),
     Variant("layers not compiled", {"compiles_layers": False}),
     Variant("no captured graphs", {"captures_graphs": False, "compiles_layers": False}),
@@ -287,7 +289,8 @@ def measure_shape(name: str, options: argparse.Namespace, console: Console, copi
     shape = SHAPES[name]
     tokenizer = make_tokenizer(shape["vocab_size"])
     results: list[dict[str, Any]] = []
-    variants = (DEFAULT, *(VARIANTS if name in options.variants else ()))
+    others = [variant for variant in VARIANTS if variant.name in options.ways]
+    variants = (DEFAULT, *(others if name in options.variants else ()))
     for variant in variants:
         started = time.perf_counter()
         networks = make_pair(shape, tokenizer)
@@ -388,6 +391,8 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=40)
     parser.add_argument("--step-tokens", type=int, default=8_192, help="tokens computed in one step, at most")
     parser.add_argument("--variants", nargs="*", default=[], help="shapes to run also with parts turned off")
+    names = [variant.name for variant in VARIANTS]
+    parser.add_argument("--ways", nargs="*", default=names, choices=names, help="of these, the ones to run")
     parser.add_argument("--peers", nargs="*", default=[], help="shapes to run under transformers, too")
     parser.add_argument("--profile", action="store_true", help="print the kernels of some steps")
     options = parser.parse_args()

@@ -46,5 +46,8 @@ class EngineConfig(Settings):
     compiles_layers: bool = True
     """On a GPU, let torch compile the networks' layers for captured graphs: fewer and larger kernels, for a longer
     start."""
+    joins_products: bool = True
+    """On a GPU, compute a layer's products of one input, such as queries, keys and values, at once: fewer and
+    larger kernels over the same weights."""
     looks_ahead: bool = True
     """On a GPU, begin a step of decoding before the tokens of the one before it have arrived: the GPU never waits."""

@@ -46,6 +46,7 @@ class Engine:
             stacks_networks=config.stacks_networks,
             kernel=config.kernel,
             compiles_layers=is_on_gpu and config.compiles_layers,
+            joins_products=is_on_gpu and config.joins_products,
         )
         num_blocks = plan_blocks(self._runner, networks, config)
         longest = min(networks.context_length or num_blocks * config.block_size, num_blocks * config.block_size)

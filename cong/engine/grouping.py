@@ -19,6 +19,7 @@ from cong.engine.attention import (
     route_attention,
 )
 from cong.engine.cpu.decoder import CompiledDecoder
+from cong.engine.gpu.joined import join_products
 from cong.engine.stack import can_stack, stack_models
 from cong.errors import UnsupportedModel
 from cong.models import Network, register_attention, use_attention
@@ -58,7 +59,7 @@ class Stack:
 
 
 @torch.inference_mode()
-def build_stacks(networks: Ordered[Network], *, stacks_networks: bool) -> list[Stack]:
+def build_stacks(networks: Ordered[Network], *, stacks_networks: bool, joins_products: bool = False) -> list[Stack]:
     """Group networks of identical shape; each group's answers are checked against the networks' own."""
     generator = torch.Generator().manual_seed(0)
     width = min(network.architecture.vocab_width for network in networks)
@@ -75,22 +76,46 @@ def build_stacks(networks: Ordered[Network], *, stacks_networks: bool) -> list[S
             groups.append([index])
         else:
             twin.append(index)
+
+    def attempt(group: list[int], *, joins: bool) -> Stack | None:
+        models = [networks[index].model for index in group]
+        others = [network.model for index, network in enumerate(networks) if index not in group]
+        model = stack_models(models) if len(models) > 1 else models[0]
+        if joins:
+            route_attention(model, _attend_without_notes)
+            model = join_products(model, models, others, lambda: _probe_logits(model, len(group), token_ids_N))
+        stack = _probe_stack(model, group, token_ids_N)
+        logits_SNV = _probe_logits(stack.model, len(group), token_ids_N)
+        return stack if all(_agree(logits_SNV[k], own[index]) for k, index in enumerate(group)) else None
+
+    def build(group: list[int]) -> Stack | None:
+        """A stack that answers as its networks do, or None."""
+        if joins_products:
+            reason: object = "they answer differently"
+            try:
+                stack = attempt(group, joins=True)
+                if stack is not None:
+                    return stack
+            except RuntimeError as error:  # modelling code that asks for a layout which parts do not have
+                reason = error
+            logger.warning("products of one input are computed one by one in networks %s: joined, %s", group, reason)
+        return attempt(group, joins=False)
+
     stacks: list[Stack] = []
     for group in groups:
-        stack = _build_stack([networks[index].model for index in group], group, token_ids_N)
-        logits_SNV = _probe_logits(stack.model, len(group), token_ids_N)
-        if all(_agree(logits_SNV[k], own[index]) for k, index in enumerate(group)):
+        stack = build(group)
+        if stack is not None:
             stacks.append(stack)
             continue
         logger.warning("networks %s answer differently when stacked; they run one after the other", group)
         for index in group:
-            stack = _build_stack([networks[index].model], [index], token_ids_N)
-            if not _agree(_probe_logits(stack.model, 1, token_ids_N)[0], own[index]):
+            alone = build([index])
+            if alone is None:
                 raise UnsupportedModel(
                     f"{networks[index].name} answers differently through paged attention than by itself; it "
                     "cannot be served by this engine"
                 )
-            stacks.append(stack)
+            stacks.append(alone)
     return stacks
 
 
@@ -101,11 +126,10 @@ def _own_logits(network: Network, token_ids_N: Tensor) -> Tensor:
     return logits
 
 
-def _build_stack(models: list[nn.Module], indices: list[int], token_ids_N: Tensor) -> Stack:
-    model = stack_models(models) if len(models) > 1 else models[0]
+def _probe_stack(model: nn.Module, indices: list[int], token_ids_N: Tensor) -> Stack:
     probe = LayerProbe()
     route_attention(model, probe)
-    _probe_logits(model, len(models), token_ids_N)
+    _probe_logits(model, len(indices), token_ids_N)
     if not probe.modules:
         raise UnsupportedModel(f"{type(model).__name__} does not use the attention interface; it cannot be paged")
     route_attention(model, _attend_without_notes)

@@ -66,13 +66,14 @@ class Runner:
         stacks_networks: bool = True,
         kernel: KernelChoice = "auto",
         compiles_layers: bool = False,
+        joins_products: bool = False,
     ) -> None:
         self.num_networks = len(networks)
         self.device = networks[0].device
         self.dtype = networks[0].dtype
         self.has_tiles = has_tiles(kernel, self.device)
         self.has_kernel = not self.has_tiles and has_kernel(kernel, self.device, self.dtype)
-        self.stacks = build_stacks(networks, stacks_networks=stacks_networks)
+        self.stacks = build_stacks(networks, stacks_networks=stacks_networks, joins_products=joins_products)
         self._block_size = 0
         self._captured: CapturedDecoding | None = None
         self._compiles_layers = compiles_layers

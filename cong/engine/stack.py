@@ -128,15 +128,15 @@ STACKED = (StackedLinear, StackedEmbedding, StackedLayerNorm, StackedNorm, Stack
 """What stands for leaves of a stack."""
 
 
-def _is_adapted(module: nn.Module) -> bool:
+def is_adapted(module: nn.Module) -> bool:
     """Whether this is a layer with LoRA on top, as peft builds it."""
     has_magnitudes = any(getattr(module, "use_dora", {}).values())
     return hasattr(module, "base_layer") and hasattr(module, "lora_A") and not has_magnitudes
 
 
-def _leaves(model: nn.Module) -> dict[str, nn.Module]:
+def leaves_of(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that hold weights, by path; an adapted layer is one, whatever it is made of."""
-    adapted = {name for name, module in model.named_modules() if _is_adapted(module)}
+    adapted = {name for name, module in model.named_modules() if is_adapted(module)}
     return {
         name: module
         for name, module in model.named_modules()
@@ -148,14 +148,15 @@ def _leaves(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _base(leaf: Any) -> Any:
-    return leaf.base_layer if _is_adapted(leaf) else leaf
+def base_of(leaf: Any) -> Any:
+    """The leaf without what is adapted about it."""
+    return leaf.base_layer if is_adapted(leaf) else leaf
 
 
 def _changes(leaves: Ordered[Any]) -> dict[int, tuple[Tensor, Tensor]]:
     changes = {}
     for k, leaf in enumerate(leaves):
-        if _is_adapted(leaf):
+        if is_adapted(leaf):
             (name,) = leaf.active_adapters
             up_RO = leaf.lora_B[name].weight.t() * leaf.scaling[name]
             changes[k] = (leaf.lora_A[name].weight.t(), up_RO)
@@ -165,7 +166,7 @@ def _changes(leaves: Ordered[Any]) -> dict[int, tuple[Tensor, Tensor]]:
 def _stack_leaf(leaves: Ordered[Any], tables: dict[int, Tensor]) -> nn.Module:
     """One module for S leaves, adapted or not."""
     changes = _changes(leaves)
-    bases = [_base(leaf) for leaf in leaves]
+    bases = [base_of(leaf) for leaf in leaves]
     addresses = [[parameter.data_ptr() for parameter in base.parameters()] for base in bases]
     is_shared = all(address == addresses[0] for address in addresses)
     # Weights that all networks share act on the last dimension, whatever stands before it.
@@ -178,7 +179,7 @@ def _stack_own(leaves: Ordered[Any], tables: dict[int, Tensor]) -> nn.Module:
     first = leaves[0]
     if type(first) is nn.Embedding:
         weight_SVO = torch.stack([leaf.weight for leaf in leaves])
-        _share(leaves, "weight", weight_SVO)
+        share(leaves, "weight", weight_SVO)
         tables[weight_SVO.data_ptr()] = weight_SVO
         return StackedEmbedding(weight_SVO)
     if type(first) is nn.Linear:
@@ -187,11 +188,11 @@ def _stack_own(leaves: Ordered[Any], tables: dict[int, Tensor]) -> nn.Module:
             weight_SIO = tied.transpose(1, 2)
         else:
             weight_SIO = torch.stack([leaf.weight.t() for leaf in leaves]).contiguous()
-            _share(leaves, "weight", weight_SIO.transpose(1, 2))
+            share(leaves, "weight", weight_SIO.transpose(1, 2))
         return StackedLinear(weight_SIO, _stack_bias(leaves))
     if type(first).__name__ == "Conv1D":  # GPT-2's linear map, stored as [I, O]
         weight_SIO = torch.stack([leaf.weight for leaf in leaves])
-        _share(leaves, "weight", weight_SIO)
+        share(leaves, "weight", weight_SIO)
         return StackedLinear(weight_SIO, _stack_bias(leaves))
     if type(first) is nn.LayerNorm and first.weight is not None:
         return StackedLayerNorm(leaves)
@@ -204,15 +205,20 @@ def _stack_bias(leaves: Ordered[Any]) -> Tensor | None:
     return None if leaves[0].bias is None else torch.stack([leaf.bias for leaf in leaves])[:, None]
 
 
-def _share(leaves: Ordered[Any], name: str, stacked: Tensor) -> None:
+def share(leaves: Ordered[Any], name: str, stacked: Tensor) -> None:
     """Let every leaf's parameter be its slice of the stacked one, so that the weights lie in memory once."""
     for k, leaf in enumerate(leaves):
         getattr(leaf, name).data = stacked[k]
 
 
+def copy_modules(model: nn.Module) -> nn.Module:
+    """The same modules once more, on the same weights."""
+    return copy.deepcopy(model, memo={id(t): t for t in [*model.parameters(), *model.buffers()]})
+
+
 def can_stack(models: Ordered[nn.Module]) -> bool:
     """Whether the networks have the same layers of the same shapes, and no weights outside leaves."""
-    first, *others = ({name: _base(leaf) for name, leaf in _leaves(model).items()} for model in models)
+    first, *others = ({name: base_of(leaf) for name, leaf in leaves_of(model).items()} for model in models)
     if not others or any(next(leaf.children(), None) is not None for leaf in first.values()):
         return False
     return all(
@@ -243,15 +249,13 @@ def stack_models(models: Ordered[nn.Module]) -> nn.Module:
     The caller compares its answers with the networks' own before it trusts it: settings that no weight shows, such as
     a scale, are taken from one of them.
     """
-    trees = [_leaves(model) for model in models]
-    template = next(
-        (m for m, tree in zip(models, trees, strict=True) if not any(map(_is_adapted, tree.values()))), None
-    )
+    trees = [leaves_of(model) for model in models]
+    template = next((m for m, tree in zip(models, trees, strict=True) if not any(map(is_adapted, tree.values()))), None)
     template = models[0] if template is None else template
-    stacked = copy.deepcopy(template, memo={id(t): t for t in [*template.parameters(), *template.buffers()]})
+    stacked = copy_modules(template)
     tables: dict[int, Tensor] = {}
     # Embeddings first: a head may be tied to one.
-    for name in sorted(trees[0], key=lambda name: not isinstance(_base(trees[0][name]), nn.Embedding)):
+    for name in sorted(trees[0], key=lambda name: not isinstance(base_of(trees[0][name]), nn.Embedding)):
         parent, _, child = name.rpartition(".")
         setattr(stacked.get_submodule(parent), child, _stack_leaf([tree[name] for tree in trees], tables))
     return stacked

@@ -11,6 +11,7 @@ from cong.config.engine import EngineConfig
 from cong.decoding import mix, stack_rules, warp
 from cong.engine import Engine, Generate, Rate, drawing
 from cong.engine.gpu import heads
+from cong.engine.gpu.joined import FirstProduct
 from cong.models import attach_adapter, join_networks
 from cong.schemas import Prompt, SamplingParameters
 from tests.engine.conftest import FAMILIES, VOCAB, World, load, save_adapter
@@ -44,10 +45,16 @@ def test_greedy_pairs_equal_the_reference(world: World, family: str) -> None:
     assert engine.stats().num_blocks_free == engine.stats().num_blocks
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
-def test_compiled_layers_equal_the_reference(world: World, family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "joins_products"),
+    [("llama", True), ("qwen3", True), ("gemma2", True), ("qwen2", True), ("qwen2", False)],
+)
+def test_compiled_layers_equal_the_reference(world: World, family: str, joins_products: bool) -> None:
     folders = world.folder(family, 1), world.folder(family, 2)
-    engine = Engine(world.networks(*folders, device="cuda"), COMPILED)
+    config = COMPILED.model_copy(update={"joins_products": joins_products})
+    engine = Engine(world.networks(*folders, device="cuda"), config)
+    joint = [module for module in engine._runner.stacks[0].model.modules() if isinstance(module, FirstProduct)]
+    assert bool(joint) == joins_products
     requests = random_requests(4, 48, num_networks=2)
     expect_reference(serve(engine, requests), requests, world.oracle(*folders))
 
