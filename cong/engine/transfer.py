@@ -14,19 +14,34 @@ def select_rows(tensor: Tensor, rows: list[int]) -> Tensor:
     return tensor if len(rows) == len(tensor) else tensor[to_device(torch.tensor(rows), tensor.device)]
 
 
+class Mark:
+    """A point in what a GPU does, which the host can wait for; elsewhere it is passed when it is set."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def set(self) -> None:
+        """Behind everything that has been launched."""
+        if self._event is not None:
+            self._event.record()
+
+    def wait(self) -> None:
+        """Until the device has got there, if it was ever set."""
+        if self._event is not None:
+            self._event.synchronize()
+
+
 class Arriving:
     """A tensor on its way to the host."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
         self._here = tensor
+        self._has_come = Mark(tensor.device)
         if tensor.is_cuda:
             self._here = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+            self._has_come.set()
 
     def get(self) -> Tensor:
         """The tensor once it is here."""
-        if self._event is not None:
-            self._event.synchronize()
+        self._has_come.wait()
         return self._here

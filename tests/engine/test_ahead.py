@@ -138,24 +138,75 @@ def test_tokens_are_told_step_by_step(world: World, folders: Folders) -> None:
     assert not engine.has_work
 
 
-@needs_interpreter
-def test_all_that_a_gpu_does_but_graphs_equals_the_reference(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles, head sets and steps ahead in one engine, by Triton's interpreter."""
+def emulate_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles and head sets by Triton's interpreter; instead of a graph what it is made of."""
     monkeypatch.setattr(runner, "has_tiles", lambda kernel, device: True)
     monkeypatch.setattr(tiles, "_NUM_PROGRAMS", 8)  # contexts are split in two
-    pair = world.folder("llama", 1, num_hidden_layers=1), world.folder("llama", 2, num_hidden_layers=1)
-    engine = make_engine(world, pair, SMALL.model_copy(update={"captures_graphs": False, "compiles_layers": False}))
+
+
+@needs_interpreter
+@pytest.mark.parametrize(("family", "captures_graphs"), [("llama", False), ("llama", True), ("gemma2", True)])
+def test_all_that_a_gpu_does_equals_the_reference(
+    world: World, monkeypatch: pytest.MonkeyPatch, family: str, captures_graphs: bool
+) -> None:
+    emulate_a_gpu(monkeypatch)
+    pair = world.folder(family, 1), world.folder(family, 2)
+    config = SMALL.model_copy(update={"max_running": 4, "captures_graphs": captures_graphs})
+    engine = make_engine(world, pair, config)
+    assert (engine._runner._captured is not None) == captures_graphs
     assert engine.stats().num_steps == 0, "what warms it up is not counted"
     sizes = count_ahead(engine, monkeypatch)
     parameters = SamplingParameters.contrastive(
-        0.4, temperature=0.0, repetition_penalty=1.3, max_tokens=3, ignore_eos=True
+        0.4, temperature=0.0, repetition_penalty=1.3, max_tokens=4, ignore_eos=True
     )
     requests = [
         Generate(f"r{number}", Prompt(token_ids=tuple(range(3, 3 + length))), parameters)
-        for number, length in enumerate((1, 4, 18))
+        for number, length in enumerate((1, 4, 18, 3, 2, 7))
     ]
     expect_reference(serve(engine, requests), requests, world.oracle(*pair))
     assert sizes
+    assert engine.stats().num_blocks_free == engine.stats().num_blocks
+
+
+@needs_interpreter
+def test_a_gpu_s_steps_bear_who_comes_and_who_leaves_and_blocks_that_run_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = world.folder("llama", 1, num_hidden_layers=1), world.folder("llama", 2, num_hidden_layers=1)
+    generator = random.Random(3)
+    requests = [
+        Generate(
+            f"r{number}",
+            Prompt(token_ids=tuple(generator.randrange(3, VOCAB) for _ in range(generator.randint(1, 6)))),
+            SamplingParameters.contrastive(0.4, max_tokens=generator.randint(2, 14), ignore_eos=number % 2 > 0, seed=3),
+        )
+        for number in range(10)
+    ]
+    plain = make_engine(world, pair, SMALL, looks_ahead=False)
+    expected = serve(plain, requests)
+    emulate_a_gpu(monkeypatch)
+    tight = SMALL.model_copy(update={"max_running": 4, "kv_memory_bytes": plain._runner.bytes_per_token * 4 * 10})
+    engine = make_engine(world, pair, tight)
+    assert engine._runner._captured is not None
+    told, leaving = {}, ["r2", "r7"]
+    for request in requests[:6]:
+        engine.submit(request)
+    for number in range(200):
+        for event in engine.events():
+            if isinstance(event, SampleFinished):
+                told[event.request_id] = event.record
+        if number % 3 == 2 and len(told) < len(requests) and number // 3 < 4:
+            engine.submit(requests[6 + number // 3])
+        if number in (4, 17):
+            engine.cancel(leaving.pop())
+        if not engine.has_work and number > 17:
+            break
+    assert engine.stats().num_preemptions > 0, "memory was meant to run out"
+    assert told.keys() == expected.keys()
+    for name, record in told.items():
+        whole = expected[name].completion_token_ids
+        assert record.completion_token_ids == whole[: len(record.completion_token_ids)]
+        assert record.finish_reason in ("cancelled", expected[name].finish_reason)
     assert engine.stats().num_blocks_free == engine.stats().num_blocks
 
 

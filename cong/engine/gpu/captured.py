@@ -7,6 +7,7 @@ Knows tiles and tensors, no sequences. Legend: N rows of a graph, B rows of a st
 import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Ordered
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from cong.engine.gpu.tiles import TiledLayout, Tiles
 from cong.engine.pool import NULL_BLOCK
+from cong.engine.transfer import Mark
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +35,15 @@ class CapturedDecoding:
         self._tokens = torch.zeros(2, largest, dtype=torch.int64, device=device)
         """Ids and positions."""
         self._table = torch.full((largest, max_blocks), NULL_BLOCK, dtype=torch.int32, device=device)
-        self._staged_tokens = torch.zeros(2, largest, dtype=torch.int64).pin_memory()
-        self._staged_table = torch.full((largest, max_blocks), NULL_BLOCK, dtype=torch.int32).pin_memory()
+        self._staged_tokens = _pinned(self._tokens)
+        self._staged_table = _pinned(self._table)
         self._tables: list[tuple[Ordered[int], int]] = [_NOBODY] * largest
         """Which blocks each row of the table holds, and how many: they grow at their end only."""
         # Graphs hold addresses, not tensors: whatever they read lives as long as they do.
         self._rows = torch.arange(largest, dtype=torch.int32, device=device)
         self._ones = torch.ones_like(self._rows)
-        self._is_staged = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._is_staged = Mark(device)
+        self._graphs: dict[int, Callable[[], None]] = {}
         self._logits: tuple[Tensor, ...] = ()
         """Of the latest replay: one place for all graphs, for each would keep its own."""
         self._capture(run, device)
@@ -53,23 +55,17 @@ class CapturedDecoding:
 
     def _capture(self, run: Run, device: torch.device) -> None:
         """Largest first, so that the others fit into its memory."""
-        pool: Any = None
+        recorder = Recorder(device)
         for size in reversed(self._sizes):
-            (ids, positions), rows = self._tokens[:, :size], self._rows[:size]
-            tiles = Tiles(rows, self._ones[:size], positions, rows, are_single=True)
-            layout = TiledLayout(self._table[:size], rows, positions, (tiles,))
-            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
-                logits = run(ids, positions, layout)
-                self._logits = self._logits or tuple(torch.empty_like(each) for each in logits)
-            torch.cuda.current_stream(device).wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                for kept, made in zip(self._logits, run(ids, positions, layout), strict=True):
-                    kept[:size].copy_(made)
-            pool = pool or graph.pool()
-            self._graphs[size] = graph
+            self._graphs[size] = recorder.record(partial(self._compute, run, size))
+
+    def _compute(self, run: Run, size: int) -> None:
+        (ids, positions), rows = self._tokens[:, :size], self._rows[:size]
+        tiles = Tiles(rows, self._ones[:size], positions, rows, are_single=True)
+        logits = run(ids, positions, TiledLayout(self._table[:size], rows, positions, (tiles,)))
+        self._logits = self._logits or tuple(torch.empty_like(each) for each in logits)
+        for kept, made in zip(self._logits, logits, strict=True):
+            kept[:size].copy_(made)
 
     def replay(
         self, token_ids: Ordered[int] | Tensor, positions: Ordered[int], tables: Ordered[list[int]]
@@ -81,7 +77,7 @@ class CapturedDecoding:
         """
         num_rows = len(token_ids)
         size = next(size for size in self._sizes if size >= num_rows)
-        self._is_staged.synchronize()  # the last step's transfer has read what is overwritten now
+        self._is_staged.wait()  # the last step's transfer has read what is overwritten now
         staged = self._staged_tokens.numpy()
         staged[0, :num_rows] = 0 if isinstance(token_ids, Tensor) else token_ids
         staged[1, :num_rows] = positions
@@ -92,8 +88,8 @@ class CapturedDecoding:
             self._tokens[0, :num_rows].copy_(token_ids)
         if self._stage_tables(tables, size):
             self._table[:size].copy_(self._staged_table[:size], non_blocking=True)
-        self._is_staged.record()
-        self._graphs[size].replay()
+        self._is_staged.set()
+        self._graphs[size]()
         return tuple(each[:num_rows] for each in self._logits)
 
     def _stage_tables(self, tables: Ordered[list[int]], size: int) -> bool:
@@ -114,6 +110,35 @@ class CapturedDecoding:
                 self._tables[row] = _NOBODY
                 has_changed = True
         return has_changed
+
+
+class Recorder:
+    """Makes functions of tensors that stay where they are into graphs, which share their memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = None
+
+    def record(self, compute: Callable[[], None]) -> Callable[[], None]:
+        """What does the same as `compute`, in one launch; elsewhere than on a GPU `compute` itself, called once."""
+        if self._device.type != "cuda":
+            compute()
+            return compute
+        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            compute()  # compiles what it needs, and allocates what it keeps
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            compute()
+        self._pool = self._pool or graph.pool()
+        return graph.replay
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """A copy on the host from which a GPU reads while the host goes on."""
+    return tensor.to("cpu", copy=True).pin_memory() if tensor.is_cuda else tensor.clone()
 
 
 def graph_sizes(max_rows: int) -> tuple[int, ...]:
