@@ -4,7 +4,9 @@
 
 The weights of a pair, random, of the shapes of real networks; every product of every layer for both networks at once,
 in one captured graph, so that nothing is timed but kernels. "joined" computes q, k and v by one product, and gate and
-up by one: fewer and wider kernels over the same weights. The bound is the weights' bytes over the nominal bandwidth.
+up by one: fewer and wider kernels over the same weights, as the engine does. "shared out" takes, for each of these, the
+fastest of torch's product and the plans of bench/few_rows.py, up to 64 rows. The bound is the weights' bytes over the
+nominal bandwidth.
 """
 
 import argparse
@@ -26,6 +28,10 @@ from engine_gpu import SHAPES, nominal_bandwidth
 from workload import conditions, write_json
 
 Widths = dict[str, tuple[int, int]]
+Multiply = Callable[[Tensor, Tensor], Tensor]
+WAYS = ("one by one", "joined", "shared out")
+CACHE_BYTES = 2**27
+"""More than a GPU keeps near its processors: a product that is repeated over as many weights reads them from memory."""
 
 
 def widths_of(shape: dict[str, Any]) -> Widths:
@@ -55,19 +61,21 @@ def joined(widths: Widths) -> Widths:
     }
 
 
-def make_step(widths: Widths, num_layers: int, rows: int, options: argparse.Namespace) -> Callable[[], Any]:
-    """All products of a step, each reading weights of its own."""
+def make_step(
+    widths: Widths, num_layers: int, rows: int, options: argparse.Namespace, ways: dict[tuple[int, int], Multiply]
+) -> Callable[[], Any]:
+    """All products of a step, each reading weights of its own; torch's, but for the widths in `ways`."""
     kind: Any = {"device": options.device, "dtype": getattr(torch, options.dtype)}
     inputs = {size: torch.randn(2, rows, size, **kind) for size, _ in widths.values()}
-    layers: list[list[tuple[Tensor, Tensor]]] = [
-        [(inputs[size], torch.randn(2, size, width, **kind)) for size, width in widths.values()]
+    products = [
+        (ways.get((size, width), torch.bmm), inputs[size], torch.randn(2, size, width, **kind))
         for _ in range(num_layers)
+        for size, width in widths.values()
     ]
 
     def step() -> None:
-        for products in layers:
-            for hidden, weight in products:
-                torch.bmm(hidden, weight)
+        for multiply, hidden, weight in products:
+            multiply(hidden, weight)
 
     if options.device == "cpu":
         return step
@@ -80,10 +88,33 @@ def make_step(widths: Widths, num_layers: int, rows: int, options: argparse.Name
         step()
 
     def replay() -> None:
-        assert layers, "the graph reads these weights, and does not keep them"
+        assert products, "the graph reads these weights, and does not keep them"
         graph.replay()
 
     return replay
+
+
+def fastest(size: int, width: int, rows: int, options: argparse.Namespace) -> tuple[str, Multiply]:
+    """How to compute one product, and what that is called; every way's answers are compared with torch's."""
+    from few_rows import PLANS, FewRows
+
+    kind: Any = {"device": options.device, "dtype": getattr(torch, options.dtype)}
+    hidden, weight = torch.randn(2, rows, size, **kind), torch.randn(2, size, width, **kind)
+    expected = torch.bmm(hidden.float(), weight.float())
+    found: dict[str, Multiply] = {"torch": torch.bmm}
+    for plan in PLANS:
+        multiply = FewRows(plan, weight)
+        for _ in range(3):
+            difference = (multiply(hidden, weight).float() - expected).abs().amax() / expected.abs().amax()
+            assert difference < 0.02, f"{plan} answers differently: {difference} of the largest number"
+        found[f"{plan.num_parts} parts of {plan.tile_outputs}"] = multiply
+    repeats = -(-CACHE_BYTES // weight.nbytes)
+    seconds = {
+        name: seconds_of(make_step({name: (size, width)}, repeats, rows, options, {(size, width): multiply}), options)
+        for name, multiply in found.items()
+    }
+    best = min(seconds, key=lambda name: seconds[name])
+    return best, found[best]
 
 
 def seconds_of(step: Callable[[], Any], options: argparse.Namespace) -> float:
@@ -106,10 +137,20 @@ def measure(name: str, rows: int, options: argparse.Namespace) -> dict[str, Any]
     size = torch.finfo(getattr(torch, options.dtype)).bits // 8
     num_bytes = 2 * num_layers * size * sum(inputs * outputs for inputs, outputs in widths.values())
     found = {
-        way: seconds_of(make_step(these, num_layers, rows, options), options)
+        way: seconds_of(make_step(these, num_layers, rows, options, {}), options)
         for way, these in (("one by one", widths), ("joined", joined(widths)))
     }
+    names = {}
+    if options.device != "cpu" and rows <= 64:
+        try:
+            best = {each: fastest(*each, rows, options) for each in set(joined(widths).values())}
+            names = {product: best[each][0] for product, each in joined(widths).items()}
+            ways = {each: multiply for each, (_, multiply) in best.items()}
+            found["shared out"] = seconds_of(make_step(joined(widths), num_layers, rows, options, ways), options)
+        except Exception as error:  # noqa: BLE001 a candidate that fails is named and left out
+            print(f"{name}, {rows} rows: products are not shared out: {error!r}", file=sys.stderr)
     row: dict[str, Any] = {"shape": name, "rows": rows, "layers": num_layers, "seconds": found, "bytes": num_bytes}
+    row["products"] = names
     if options.device != "cpu":
         row["share_of_nominal"] = {way: num_bytes / nominal_bandwidth() / each for way, each in found.items()}
     return row
@@ -117,14 +158,12 @@ def measure(name: str, rows: int, options: argparse.Namespace) -> dict[str, Any]
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
     """All rows as a table."""
-    table = Table("shape", "tokens a step", "one by one, ms", "joined, ms", "of the bound", "joined, of the bound")
+    table = Table("shape", "tokens a step", *(f"{way}, ms" for way in WAYS), *(f"{way}, of the bound" for way in WAYS))
     for row in rows:
-        shares = row.get("share_of_nominal", {})
+        seconds, shares = row["seconds"], row.get("share_of_nominal", {})
+        times = (f"{1e3 * seconds[way]:.3f}" if way in seconds else "" for way in WAYS)
         table.add_row(
-            row["shape"],
-            str(row["rows"]),
-            *(f"{1e3 * row['seconds'][way]:.3f}" for way in ("one by one", "joined")),
-            *(f"{shares[way]:.0%}" if shares else "" for way in ("one by one", "joined")),
+            row["shape"], str(row["rows"]), *times, *(f"{shares[way]:.0%}" if way in shares else "" for way in WAYS)
         )
     console.print(table)
 
@@ -148,7 +187,7 @@ def main() -> int:
     rows = [measure(name, each, options) for name in options.shapes for each in options.rows]
     if options.json:
         write_json(options.json, {"conditions": conditions(), "options": vars(options) | {"json": None}, "rows": rows})
-    show(rows, Console(width=120))
+    show(rows, Console(width=140))
     return 0
 
 
