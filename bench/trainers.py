@@ -22,7 +22,7 @@ from torch import nn
 
 from cong.config.train import BatchSettings, OptimizerSettings, Precision
 from cong.models import register_attention
-from cong.objectives import DPO, SFT, FrozenNetwork, Objective
+from cong.objectives import DPO, SFT, FrozenNetwork, Objective, Scorer, fused_scores, policy_scores
 from cong.train.backend import Backend
 from cong.train.data.batch import Example
 from cong.train.data.feed import Feed
@@ -158,7 +158,7 @@ def ours(model: Any, work: Work, *, is_packed: bool = True, is_compiled: bool = 
         compile_layers(model)
     optimizer = OptimizerSettings(learning_rate=LEARNING_RATE)
     backend = TorchBackend(model, optimizer, precision=work.precision, device=work.device)
-    return train_with(backend, model, work, is_packed=is_packed)
+    return train_with(backend, model, work, is_packed=is_packed, score=fused_scores if is_compiled else policy_scores)
 
 
 def pack_attention(model: Any) -> None:
@@ -167,7 +167,9 @@ def pack_attention(model: Any) -> None:
     model.set_attn_implementation(ATTENTION_NAME)
 
 
-def train_with(backend: Backend, model: Any, work: Work, *, is_packed: bool = True) -> Trainer:
+def train_with(
+    backend: Backend, model: Any, work: Work, *, is_packed: bool = True, score: Scorer = policy_scores
+) -> Trainer:
     """Our loop with any backend; pairs are trained by DPO with log-probs of the reference at hand."""
     if is_packed:
         pack_attention(model)
@@ -207,6 +209,7 @@ def train_with(backend: Backend, model: Any, work: Work, *, is_packed: bool = Tr
             lambda step: LEARNING_RATE,
             [watch],
             should_stop=is_over,
+            score=score,
         )
         return timing
 

@@ -202,7 +202,7 @@ class TrainConfig(Settings):
     has_activation_checkpointing: bool = False
     """Compute activations a second time in the backward pass instead of keeping them."""
     is_compiled: bool = False
-    """Compile each layer with torch.compile: fewer and larger kernels on an accelerator; compiling takes a while."""
+    """Compile layers and log-probs with torch.compile: fewer kernels on an accelerator; compiling takes a while."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of dropout, of a new adapter, and of the order of pairs."""
     backend: Literal["torch", "deepspeed"] = "torch"

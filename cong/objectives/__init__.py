@@ -19,6 +19,7 @@ from cong.objectives.dpo import (
 from cong.objectives.logconf import class_threshold, logconf_losses, product_target
 from cong.objectives.logprobs import (
     ImplicitReward,
+    fused_logprobs,
     gather_logprobs,
     implicit_reward,
     masked_mean,
@@ -32,7 +33,9 @@ from cong.objectives.objective import (
     Needs,
     Objective,
     PolicyScores,
+    Scorer,
     combine_metrics,
+    fused_scores,
     policy_scores,
 )
 from cong.objectives.registry import OBJECTIVES, objective, objective_parameters
@@ -58,6 +61,7 @@ __all__ = [
     "Objective",
     "PolicyScores",
     "ResponseTokens",
+    "Scorer",
     "SoftLabels",
     "TokenUnit",
     "Unit",
@@ -70,6 +74,8 @@ __all__ = [
     "dpo_gradient_weights",
     "dpo_losses",
     "forward_kl",
+    "fused_logprobs",
+    "fused_scores",
     "gather_logprobs",
     "implicit_reward",
     "kl",

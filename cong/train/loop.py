@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from cong.errors import CongError
-from cong.objectives import LossShare, Objective, policy_scores
+from cong.objectives import LossShare, Objective, Scorer, policy_scores
 from cong.train.backend import Backend
 from cong.train.data.batch import MicroBatch
 from cong.train.data.feed import Feed, StepBatch
@@ -82,10 +82,11 @@ def run(
     learning_rate: Callable[[int], float],
     observers: Sequence[Observer],
     should_stop: Callable[[], bool] = lambda: False,
+    score: Scorer = policy_scores,
 ) -> Progress:
     """Train from where `progress` stands; returns how far it went."""
     while progress.step < progress.num_steps and (batch := feed.next()) is not None:
-        report = train_step(backend, objective, batch, learning_rate(progress.step), progress)
+        report = train_step(backend, objective, batch, learning_rate(progress.step), progress, score)
         progress = progress.after(batch)
         for observer in observers:
             observer(progress, report)
@@ -95,7 +96,12 @@ def run(
 
 
 def train_step(
-    backend: Backend, objective: Objective, batch: StepBatch, learning_rate: float, progress: Progress
+    backend: Backend,
+    objective: Objective,
+    batch: StepBatch,
+    learning_rate: float,
+    progress: Progress,
+    score: Scorer = policy_scores,
 ) -> StepReport:
     """One optimiser step over all its micro-batches."""
     started_s = time.perf_counter()
@@ -103,7 +109,7 @@ def train_step(
     # All are sent before the first is computed: later ones would wait for it.
     micro_batches = [each.to(backend.device) for each in batch.micro_batches] if batch.num_units else []
     for number, micro_batch in enumerate(micro_batches):
-        share = loss_share(backend.logits, objective, micro_batch, progress.share)
+        share = loss_share(backend.logits, objective, micro_batch, progress.share, score)
         loss = share.loss(batch.num_units, backend.num_averaged(len(batch.micro_batches)))
         backend.backward(loss, is_last=number == len(micro_batches) - 1)
         shares.append(LossShare(share.loss_sum.detach(), share.metrics))
@@ -134,10 +140,14 @@ def train_step(
 
 
 def loss_share(
-    logits: Callable[[MicroBatch], torch.Tensor], objective: Objective, batch: MicroBatch, progress: float
+    logits: Callable[[MicroBatch], torch.Tensor],
+    objective: Objective,
+    batch: MicroBatch,
+    progress: float,
+    score: Scorer = policy_scores,
 ) -> LossShare:
     """What one micro-batch adds to the loss of its step."""
-    scores = policy_scores(logits(batch), batch.responses, objective.needs)
+    scores = score(logits(batch), batch.responses, objective.needs)
     return objective(scores, batch.responses, progress=progress)
 
 

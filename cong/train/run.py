@@ -16,7 +16,7 @@ import torch
 from cong.config import RunConfig
 from cong.errors import ConfigError, StreamInterrupted
 from cong.models import Tokenizer
-from cong.objectives import FrozenNetwork, Objective, objective
+from cong.objectives import FrozenNetwork, Objective, fused_scores, objective, policy_scores
 from cong.telemetry import progress as show_progress
 from cong.train.arithmetic import StepArithmetic
 from cong.train.backend import Backend, BackendFactory
@@ -134,6 +134,7 @@ def train(
             lambda step: full_rate * learning_rate_share(settings.schedule, step, num_steps),
             [monitor, judge, *observers, saving],
             should_stop=lambda: saving.is_stopping,
+            score=fused_scores if settings.is_compiled else policy_scores,
         )
         saving.save(progress)
         if (saving.is_stopping or feed.is_interrupted) and progress.step < progress.num_steps:

@@ -1,4 +1,11 @@
-"""Log-probabilities of tokens. Legend: B rows, T positions, N rows in one line, K ids at each, V vocabulary."""
+"""Log-probabilities of tokens, and what memory they take.
+
+Legend: B rows, T positions, N rows in one line, K ids at each, V vocabulary.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cong.objectives import (
+    fused_logprobs,
     gather_logprobs,
     implicit_reward,
     masked_mean,
@@ -104,6 +112,63 @@ def test_nothing_but_the_logits_is_kept_for_the_backward_pass() -> None:
         gather_logprobs(logits_NV, torch.zeros(64, 1, dtype=torch.long)).sum()
     large = [tensor for tensor in kept if tensor.numel() >= logits_NV.numel()]
     assert [tensor.data_ptr() for tensor in large] == [logits_NV.data_ptr()]
+
+
+@pytest.mark.filterwarnings("ignore")  # warnings of torch's compiler are not ours to heed
+def test_compiled_functions_give_the_same_for_any_number_of_rows() -> None:
+    torch.manual_seed(0)
+    for num_rows in (7, 12, 0):
+        logits_NV = (torch.randn(num_rows, 500) * 4).requires_grad_()
+        ids_NK = torch.randint(0, 500, (num_rows, 2))
+        ids_NK[:2] = 3  # the same token twice
+        weights_NK = torch.randn(num_rows, 2)
+        expected_NK, found_NK = gather_logprobs(logits_NV, ids_NK), fused_logprobs(logits_NV, ids_NK)
+        torch.testing.assert_close(found_NK, expected_NK, rtol=1e-6, atol=1e-6)
+        gradients = [
+            torch.autograd.grad(each, logits_NV, weights_NK, retain_graph=True)[0] for each in (found_NK, expected_NK)
+        ]
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    exact_NV = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    ids_NK = torch.tensor([[0, 4], [1, 1], [2, 3]])
+    assert torch.autograd.gradcheck(lambda z: fused_logprobs(z, ids_NK), (exact_NV,))
+
+
+def plain_logprobs(logits_NV: Tensor, ids_NK: Tensor) -> Tensor:
+    return torch.log_softmax(logits_NV, -1, dtype=torch.float32).gather(-1, ids_NK)
+
+
+def peak_bytes(work: Callable[[], None], folder: Path) -> int:
+    """What the allocator holds at most beyond what it held before, as torch's profiler traces it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    held = peak = 0
+    for event in sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("logprobs", "bound"), [(gather_logprobs, 2.0), (fused_logprobs, 1.01), (plain_logprobs, None)]
+)
+def test_a_pass_takes_the_memory_of_its_gradient_and_a_few_blocks(
+    logprobs: Callable[[Tensor, Tensor], Tensor], bound: float | None, tmp_path: Path
+) -> None:
+    logits_NV = torch.randn(512, 16_384).bfloat16().requires_grad_()
+    ids_NK = torch.zeros(512, 1, dtype=torch.long)
+
+    def work() -> None:
+        logits_NV.grad = None
+        logprobs(logits_NV, ids_NK).sum().backward()  # type: ignore[no-untyped-call]
+
+    work()  # what is compiled is compiled here
+    logits_NV.grad = None
+    share = peak_bytes(work, tmp_path) / (2 * logits_NV.numel())
+    # A float32 copy of the logits alone would be 2, beside the gradient of 1.
+    assert share > 3 if bound is None else share < bound
 
 
 def test_what_lies_outside_the_mask_never_counts() -> None:
