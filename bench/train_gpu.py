@@ -7,6 +7,11 @@ has a network of its own and the same records; where memory runs out it is tried
 share of the device's stated peak that the needed matrix products take: head on response tokens alone, attention not
 counted, nothing counted that is computed twice. `--seconds` limits everything together; rows that find no time are
 named.
+
+    python bench/train_gpu.py --profile --shapes 3B --rows "SFT: cong, compiled"
+
+shows where the time of one row goes: its kernels, and what share of their time is for what. It is the first of the rows
+that `--shapes` and `--rows` leave.
 """
 
 import argparse
@@ -32,6 +37,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from kernels import kernels_of, shares_of, show
 from trainers import Timing, Trainer, Work, bare, draw_examples, has_trl, ours, pack_attention, trl_trainer
 from workload import conditions, summary, write_json
 
@@ -159,7 +165,7 @@ def rows_of(shapes: Sequence[str], names: str) -> list[Row]:
     found = []
     for shape in shapes:
         is_large = shape == "3B"
-        size = 4096 if is_large else 16384
+        size = 8192 if is_large else 16384
         found += [
             (0, Row(shape, "SFT: cong, compiled layers", compiled, max_tokens=size)),
             (1, Row(shape, "SFT: TRL", trl, max_tokens=size, reason=missing)),
@@ -210,6 +216,29 @@ def _try(row: Row, work: Work, seconds: float) -> Result | None:
     )
 
 
+def profiled(row: Row, seen: dict[str, Any]) -> Row:
+    """The row with kernels shown of the same steps a second time, when all that is compiled is compiled."""
+
+    def make(model: Any, work: Work) -> Trainer:
+        train = row.make(model, work)
+
+        def timed_and_profiled(seconds: float) -> Timing:
+            train(0.0)
+            started_s = time.perf_counter()
+            timing = train(0.0)
+            num_steps, wall_s = len(timing.stamps), time.perf_counter() - started_s
+            kernels = kernels_of(lambda: train(0.0), work.device)
+            show(kernels, num_steps)
+            busy_s = sum(kernel.seconds for kernel in kernels)
+            print(f"a step takes {1000 * wall_s / num_steps:.1f} ms, its kernels {1000 * busy_s / num_steps:.1f} ms")
+            seen.update(step_s=wall_s / num_steps, kernels_s=busy_s / num_steps, shares=shares_of(kernels))
+            return timing
+
+        return timed_and_profiled
+
+    return replace(row, make=make)
+
+
 def forget() -> None:
     """Give back what the last row held."""
     gc.collect()
@@ -248,6 +277,7 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="only rows with these words in their names")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--median-tokens", type=int, default=256)
+    parser.add_argument("--profile", action="store_true", help="show the kernels of one row instead")
     arguments = parser.parse_args()
     started_s = time.perf_counter()
     device, median = arguments.device, arguments.median_tokens
@@ -258,6 +288,9 @@ def main() -> None:
     single = draw_examples(64 * 24, num_responses=1, seed=0, **drawn)
     paired = draw_examples(32 * 12, num_responses=2, seed=1, **drawn)
     rows = rows_of(arguments.shapes, arguments.rows)
+    seen: dict[str, Any] = {}
+    if arguments.profile:
+        rows = [profiled(row, seen) for row in rows[:1]]
     results: list[Result] = []
     agreement: dict[str, float] = {}
 
@@ -274,13 +307,15 @@ def main() -> None:
                     "shapes": {shape: SHAPES[shape] for shape in arguments.shapes},
                 },
                 "packed_against_padded": agreement,
+                **({"profile": seen} if seen else {}),
                 "rows": {f"{each.row.shape} {each.row.name}": each.to_json() for each in results},
             }
             write_json(arguments.json, json.loads(json.dumps(content, default=list)))
 
-    agreement |= packed_agrees(arguments.shapes[0], device, vocab)
-    print("packed against padded:", agreement, flush=True)
-    forget()
+    if not arguments.profile:
+        agreement |= packed_agrees(arguments.shapes[0], device, vocab)
+        print("packed against padded:", agreement, flush=True)
+        forget()
     for row in rows:
         left_s = arguments.seconds - (time.perf_counter() - started_s)
         if row.reason or left_s < LEAST_S:
