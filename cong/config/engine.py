@@ -42,7 +42,7 @@ class EngineConfig(Settings):
     """How decoding attends. compiled: by kernels, on a CPU in C++, compiled on first use, on a GPU in Triton. torch:
     slower, in torch's own operators. auto: compiled where it can be."""
     captures_graphs: bool = True
-    """On a GPU, capture decoding as CUDA graphs at start: far fewer launches, for some memory and seconds."""
+    """On a GPU, capture steps as CUDA graphs at start: far fewer launches, for some memory and seconds."""
     compiles_layers: bool = True
     """On a GPU, let torch compile the networks' layers for captured graphs: fewer and larger kernels, for a longer
     start."""

@@ -14,6 +14,7 @@ from cong.engine.ceiling import measure_ceiling
 from cong.engine.cpu.waiting import Waiting
 from cong.engine.desk import Desk, generate
 from cong.engine.drawing import Drawer, Drawn
+from cong.engine.gpu.captured import StepLimits
 from cong.engine.memory import StepCost, plan_blocks
 from cong.engine.pool import NO_BLOCK
 from cong.engine.protocol import EngineStats, Event, Generate, Rate, TokenRecord
@@ -50,14 +51,14 @@ class Engine:
         )
         num_blocks = plan_blocks(self._runner, networks, config)
         longest = min(networks.context_length or num_blocks * config.block_size, num_blocks * config.block_size)
+        limits = Limits(max(config.max_step_tokens, config.max_running), config.max_running)
+        captured = StepLimits(limits.max_running, limits.max_step_tokens, -(-longest // config.block_size))
         self._runner.prepare(
             num_blocks,
             config.block_size,
-            captured_rows=config.max_running if config.captures_graphs else 0,
-            max_blocks=-(-longest // config.block_size),
+            captured if config.captures_graphs else None,
         )
         self._pool = BlockPool(num_blocks, config.block_size, self._runner.cached_share)
-        limits = Limits(max(config.max_step_tokens, config.max_running), config.max_running)
         self._scheduler = Scheduler(self._pool, limits)
         self._drawer = Drawer(
             networks.shared_vocab_size,

@@ -16,7 +16,7 @@ from cong.engine.attention import LayerShape, Layout, PagedAttention, route_atte
 from cong.engine.cpu.attention import lay_out_for_kernel
 from cong.engine.cpu.decoder import compile_decoder
 from cong.engine.cpu.library import has_kernel
-from cong.engine.gpu.captured import CapturedDecoding, capture_decoding
+from cong.engine.gpu.captured import CapturedSteps, StepLimits, capture_steps
 from cong.engine.gpu.compiled_layers import compile_layers
 from cong.engine.gpu.tiles import has_tiles, lay_out_tiles
 from cong.engine.grouping import build_stacks
@@ -56,6 +56,13 @@ def _logit_rows(chunks: Ordered[Chunk]) -> tuple[list[int], list[int]]:
     return drawing, scored
 
 
+def _token_ids(chunks: Ordered[Chunk]) -> list[int]:
+    """Of all tokens that the sequences know."""
+    return [
+        token_id for chunk in chunks for token_id in chunk.sequence.token_ids[chunk.start : chunk.start + chunk.count]
+    ]
+
+
 class Runner:
     """K networks and their pools; `prepare` gives the pools their size once it is known."""
 
@@ -75,7 +82,7 @@ class Runner:
         self.has_kernel = not self.has_tiles and has_kernel(kernel, self.device, self.dtype)
         self.stacks = build_stacks(networks, stacks_networks=stacks_networks, joins_products=joins_products)
         self._block_size = 0
-        self._captured: CapturedDecoding | None = None
+        self._captured: CapturedSteps | None = None
         self._compiles_layers = compiles_layers
         if compiles_layers:
             for stack in self.stacks:
@@ -97,11 +104,8 @@ class Runner:
         return sum(shape.num_values for shape in self.layer_shapes) * self.dtype.itemsize
 
     @torch.inference_mode()
-    def prepare(self, num_blocks: int, block_size: int, *, captured_rows: int = 0, max_blocks: int = 0) -> None:
-        """Allocate the pools of every stack; on a GPU, capture the decoding of up to `captured_rows` sequences.
-
-        None of them ever has more than `max_blocks` blocks.
-        """
+    def prepare(self, num_blocks: int, block_size: int, captured: StepLimits | None = None) -> None:
+        """Allocate the pools of every stack; on a GPU, capture steps of up to so many rows and tokens."""
         self._block_size = block_size
         for stack in self.stacks:
             like = torch.empty(0, dtype=self.dtype, device=self.device)
@@ -109,8 +113,8 @@ class Runner:
             if self.has_kernel:
                 stack.compiled = compile_decoder(stack.model, stack.probe, len(stack.indices))
             route_attention(stack.model, stack.attention)
-        if self.has_tiles and captured_rows:
-            self._captured = capture_decoding(self._run_all, captured_rows, max_blocks, self.device)
+        if self.has_tiles and captured is not None:
+            self._captured = capture_steps(self._run, captured, self.device)
 
     @torch.inference_mode()
     def forward(self, chunks: Ordered[Chunk], token_B: Tensor | None = None) -> Logits:
@@ -125,11 +129,14 @@ class Runner:
 
     def _replay(self, chunks: Ordered[Chunk], rows: list[int], token_B: Tensor | None) -> tuple[Tensor, ...]:
         """Logits of a step that is captured; none if this one is not."""
-        if self._captured is None or len(chunks) > self._captured.max_rows or chunks[-1].count != 1:
+        if self._captured is None or len(chunks) > self._captured.max_rows:
             return ()
-        tables = [chunk.sequence.blocks for chunk in chunks]
-        known = [chunk.sequence.token_ids[chunk.start] for chunk in chunks] if token_B is None else token_B
-        every = self._captured.replay(known, [chunk.start for chunk in chunks], tables)
+        tables, starts = [chunk.sequence.blocks for chunk in chunks], [chunk.start for chunk in chunks]
+        if chunks[-1].count > 1:
+            return self._captured.prompts.replay(
+                _token_ids(chunks), starts, [chunk.count for chunk in chunks], tables, rows
+            )
+        every = self._captured.decoding.replay(_token_ids(chunks) if token_B is None else token_B, starts, tables)
         return every if rows == list(range(len(chunks))) else tuple(z[self._tensor(rows)] for z in every)
 
     def _run_chunks(self, chunks: Ordered[Chunk], rows: list[int], token_B: Tensor | None) -> tuple[Tensor, ...]:
@@ -138,12 +145,9 @@ class Runner:
         laid_out = known_N if token_B is None else token_B, position_ids_N, layout
         if not self._compiles_layers:
             return self._run(*laid_out, self._tensor(rows))
-        # Steps that hold prompts come in every size, and for some of them torch would compile again.
+        # Steps come in every size here, and for some of them torch would compile again.
         with torch.compiler.set_stance("force_eager"):
             return self._run(*laid_out, self._tensor(rows))
-
-    def _run_all(self, token_ids_N: Tensor, position_ids_N: Tensor, layout: Layout) -> tuple[Tensor, ...]:
-        return self._run(token_ids_N, position_ids_N, layout, None)
 
     def _run(
         self, token_ids_N: Tensor, position_ids_N: Tensor, layout: Layout, rows_R: Tensor | None
@@ -159,23 +163,18 @@ class Runner:
 
     def _lay_out(self, chunks: Ordered[Chunk]) -> tuple[Tensor, Tensor, Layout]:
         """Token ids, positions and places of a step's tokens."""
-        token_ids: list[int] = []
-        positions: list[int] = []
-        for chunk in chunks:
-            stop = chunk.start + chunk.count
-            token_ids += chunk.sequence.token_ids[chunk.start : stop]
-            positions += range(chunk.start, stop)
+        positions = [position for chunk in chunks for position in range(chunk.start, chunk.start + chunk.count)]
         places_TC = places_of([chunk.sequence.blocks for chunk in chunks])
         starts, counts = [chunk.start for chunk in chunks], [chunk.count for chunk in chunks]
-        num_decoding = next((n for n, count in enumerate(counts) if count != 1), len(counts))
         layout: Layout
         if self.has_tiles:
-            layout = lay_out_tiles(places_TC, starts, counts, num_decoding, self.device)
+            layout = lay_out_tiles(places_TC, starts, counts, self.device)
         elif self.has_kernel:
             layout = lay_out_for_kernel(places_TC, starts, counts)
         else:
+            num_decoding = next((n for n, count in enumerate(counts) if count != 1), len(counts))
             layout = lay_out_plainly(places_TC, starts, counts, num_decoding, self._block_size, self.device)
-        return self._tensor(token_ids), self._tensor(positions), layout
+        return self._tensor(_token_ids(chunks)), self._tensor(positions), layout
 
     def _tensor(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self.device)

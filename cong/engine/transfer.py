@@ -1,12 +1,36 @@
 """Numbers to a device and back without waiting for what it computes: from and into pinned memory."""
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """On a GPU a copy that its stream makes when it gets there; elsewhere the tensor itself."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+class Staged:
+    """A tensor that stays where it is on a device and is written from the host, which does not wait for the device."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.there = tensor
+        self._here = tensor.to("cpu", copy=True)
+        if tensor.is_cuda:
+            self._here = self._here.pin_memory()
+        self._is_read = Mark(tensor.device)
+
+    def numbers(self) -> NDArray[Any]:
+        """The same on the host, to be written into before `send`."""
+        self._is_read.wait()  # the last transfer has read what is overwritten now
+        return self._here.numpy()
+
+    def send(self, count: int | None = None) -> None:
+        """All of it, or the first so many rows."""
+        self.there[:count].copy_(self._here[:count], non_blocking=True)
+        self._is_read.set()
 
 
 def select_rows(tensor: Tensor, rows: list[int]) -> Tensor:

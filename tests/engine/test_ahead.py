@@ -10,7 +10,7 @@ import torch
 from cong.config.engine import EngineConfig, KernelChoice
 from cong.engine import Engine, Event, Generate, SampleFinished, TokenDrawn, drawing, runner
 from cong.engine.drawing import Drawer
-from cong.engine.gpu import heads, tiles
+from cong.engine.gpu import heads, prompt_graphs, tiles
 from cong.schemas import Prompt, SamplingParameters
 from tests.engine.conftest import VOCAB, World
 from tests.engine.test_exactness import SMALL, expect_reference, random_requests, serve
@@ -142,6 +142,7 @@ def emulate_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles and head sets by Triton's interpreter; instead of a graph what it is made of."""
     monkeypatch.setattr(runner, "has_tiles", lambda kernel, device: True)
     monkeypatch.setattr(tiles, "_NUM_PROGRAMS", 8)  # contexts are split in two
+    monkeypatch.setattr(prompt_graphs, "_SMALLEST", 4)
 
 
 @needs_interpreter
@@ -150,18 +151,20 @@ def test_all_that_a_gpu_does_equals_the_reference(
     world: World, monkeypatch: pytest.MonkeyPatch, family: str, captures_graphs: bool
 ) -> None:
     emulate_a_gpu(monkeypatch)
-    pair = world.folder(family, 1), world.folder(family, 2)
-    config = SMALL.model_copy(update={"max_running": 4, "captures_graphs": captures_graphs})
+    pair = world.folder(family, 1, num_key_value_heads=1), world.folder(family, 2, num_key_value_heads=1)
+    config = SMALL.model_copy(update={"max_running": 4, "max_step_tokens": 16, "captures_graphs": captures_graphs})
     engine = make_engine(world, pair, config)
     assert (engine._runner._captured is not None) == captures_graphs
     assert engine.stats().num_steps == 0, "what warms it up is not counted"
     sizes = count_ahead(engine, monkeypatch)
+    if captures_graphs:
+        monkeypatch.setattr(engine._runner, "_run_chunks", None)  # no step is computed otherwise
     parameters = SamplingParameters.contrastive(
-        0.4, temperature=0.0, repetition_penalty=1.3, max_tokens=4, ignore_eos=True
+        0.4, temperature=0.0, repetition_penalty=1.3, max_tokens=3, ignore_eos=True
     )
     requests = [
         Generate(f"r{number}", Prompt(token_ids=tuple(range(3, 3 + length))), parameters)
-        for number, length in enumerate((1, 4, 18, 3, 2, 7))
+        for number, length in enumerate((1, 4, 18, 2, 7))
     ]
     expect_reference(serve(engine, requests), requests, world.oracle(*pair))
     assert sizes
@@ -172,7 +175,8 @@ def test_all_that_a_gpu_does_equals_the_reference(
 def test_a_gpu_s_steps_bear_who_comes_and_who_leaves_and_blocks_that_run_out(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = world.folder("llama", 1, num_hidden_layers=1), world.folder("llama", 2, num_hidden_layers=1)
+    sizes: dict[str, Any] = {"num_hidden_layers": 1, "num_key_value_heads": 1}
+    pair = world.folder("llama", 1, **sizes), world.folder("llama", 2, **sizes)
     generator = random.Random(3)
     requests = [
         Generate(
@@ -185,7 +189,9 @@ def test_a_gpu_s_steps_bear_who_comes_and_who_leaves_and_blocks_that_run_out(
     plain = make_engine(world, pair, SMALL, looks_ahead=False)
     expected = serve(plain, requests)
     emulate_a_gpu(monkeypatch)
-    tight = SMALL.model_copy(update={"max_running": 4, "kv_memory_bytes": plain._runner.bytes_per_token * 4 * 10})
+    tight = SMALL.model_copy(
+        update={"max_running": 4, "max_step_tokens": 16, "kv_memory_bytes": plain._runner.bytes_per_token * 4 * 10}
+    )
     engine = make_engine(world, pair, tight)
     assert engine._runner._captured is not None
     told, leaving = {}, ["r2", "r7"]

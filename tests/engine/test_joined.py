@@ -229,7 +229,7 @@ def test_all_layers_share_a_compilation_of_joined_products(world: World, num_net
         ids = torch.arange(3, 7)
         layout = lay_out_plainly(places_of([[0], [1], [2], [3]]), [0] * 4, [1] * 4, 4, 4, runner.device)
         with torch.inference_mode():
-            runner._run_all(ids, torch.zeros_like(ids), layout)
+            runner._run(ids, torch.zeros_like(ids), layout, None)
         counts.append(counter.frame_count)
     torch.compiler.reset()
     assert counts[0] == counts[1]

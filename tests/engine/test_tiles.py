@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from cong.config.engine import EngineConfig
-from cong.engine.gpu.captured import graph_sizes
-from cong.engine.gpu.tiles import TiledLayout, has_tiles, lay_out_tiles
+from cong.engine.gpu.decoding_graphs import graph_sizes
+from cong.engine.gpu.prompt_graphs import num_tiles, token_sizes
+from cong.engine.gpu.tiles import TiledLayout, cut_tiles, has_tiles, lay_out_tiles
 from cong.engine.plain.layout import attend_dense
 from cong.engine.pool import LayerPool, Options, places_of
 
@@ -16,7 +17,7 @@ HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 SIXTEEN_BIT = torch.bfloat16 if HAS_GPU else torch.float16
 """The interpreter computes nothing sensible in bfloat16."""
-STARTS, COUNTS, NUM_SINGLE = [0, 3, 4, 22, 69, 0, 5, 30], [1, 1, 1, 1, 1, 20, 7, 33], 5
+STARTS, COUNTS = [0, 3, 4, 22, 69, 0, 5, 30], [1, 1, 1, 1, 1, 20, 7, 33]
 """Five sequences that decode, then a prompt and two that go on with theirs."""
 SIZE = 4
 
@@ -32,7 +33,7 @@ def tables() -> list[list[int]]:
 
 
 def layout(blocks: list[list[int]]) -> TiledLayout:
-    return lay_out_tiles(places_of(blocks), STARTS, COUNTS, NUM_SINGLE, DEVICE)
+    return lay_out_tiles(places_of(blocks), STARTS, COUNTS, DEVICE)
 
 
 @needs_triton
@@ -86,7 +87,7 @@ def test_kernels_get_addresses_of_one_kind_whatever_a_step_holds() -> None:
             if not all_counts:
                 continue
             places = places_of([[3] * (1 + start + count) for start, count in zip(starts, all_counts, strict=True)])
-            laid_out = lay_out_tiles(places, starts, all_counts, num_single, DEVICE)
+            laid_out = lay_out_tiles(places, starts, all_counts, DEVICE)
             assert laid_out.sequences_N.tolist() == [n for n, count in enumerate(all_counts) for _ in range(count)]
             tensors = [laid_out.table_BC, laid_out.sequences_N, laid_out.positions_N]
             for kind in laid_out.kinds:
@@ -103,6 +104,23 @@ def test_graphs_come_in_sizes_that_hold_every_step_with_few_rows_in_vain() -> No
         for rows in range(1, max_rows + 1):
             chosen = next(size for size in sizes if size >= rows)
             assert chosen - rows < max(rows, 64)
+
+
+def test_a_graph_of_prompts_holds_every_step_and_a_row_of_nobody_s() -> None:
+    generator = np.random.default_rng(1)
+    for max_tokens, max_chunks in ((1, 2), (40, 4), (1024, 256), (1500, 3)):
+        sizes = token_sizes(max_tokens)
+        assert sizes[-1] > max_tokens
+        for _ in range(50):
+            num_tokens = int(generator.integers(1, max_tokens + 1))
+            size = next(size for size in sizes if size > num_tokens)
+            cuts = np.sort(generator.integers(0, num_tokens + 1, max_chunks - 1))
+            counts = sorted(np.diff([0, *cuts, num_tokens]).tolist(), key=lambda count: count != 1)
+            counts = [count for count in counts if count]
+            *_, single, prompts = cut_tiles([0] * len(counts), counts)
+            assert single.shape[1] <= max_chunks
+            assert prompts.shape[1] <= num_tiles(size, max_chunks)
+            assert single[1].sum() + prompts[1].sum() == num_tokens
 
 
 def test_a_cpu_has_no_tiles_and_torch_alone_can_be_asked_for() -> None:

@@ -7,7 +7,7 @@ N tokens of a step, B sequences, C blocks of the longest, T tiles, D head width.
 
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ Numbers = NDArray[np.int64]
 
 _KEYS = 64
 """Positions of a context that a tile looks at together."""
-_PROMPT_TOKENS = 16
+PROMPT_TOKENS = 16
 """Tokens of a tile of a prompt; each is as many rows of a product as query heads share a key-value head."""
 _MIN_ROWS = 16
 """Rows of the smallest matrix product."""
@@ -53,6 +53,12 @@ class Tiles:
     """The row of its sequence in the block table."""
     are_single: bool
     """Whether every tile is one token: its context may be split over several programs."""
+
+    @classmethod
+    def of_rows(cls, rows_4T: Iterable[Tensor], *, are_single: bool) -> "Tiles":
+        """From what `cut_tiles` tells of tiles, on the device."""
+        rows, counts, positions, sequences = rows_4T
+        return cls(rows, counts, positions, sequences, are_single)
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class TiledLayout:
         group = num_query_heads // num_heads
         value_width, num_tiles = out.shape[3], len(tiles.rows_T)
         num_splits = _num_splits(num_tiles * num_networks * num_heads) if tiles.are_single else 1
-        num_tokens = max(_MIN_ROWS // _power_of_two(group), 1) if tiles.are_single else _PROMPT_TOKENS
+        num_tokens = max(_MIN_ROWS // _power_of_two(group), 1) if tiles.are_single else PROMPT_TOKENS
         parts: Any = (out, out, out)
         if num_splits > 1:
             shape = (num_networks, num_rows, num_query_heads, num_splits)
@@ -169,41 +175,48 @@ def has_tiles(choice: KernelChoice, device: torch.device) -> bool:
     return False
 
 
-def lay_out_tiles(
-    places: Places, positions: Ordered[int], counts: Ordered[int], num_single: int, device: torch.device
-) -> TiledLayout:
-    """Tiles of chunks: each one's places, the position of its first token, its tokens; those of one token first."""
+def cut_tiles(positions: Ordered[int], counts: Ordered[int]) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """Chunks in tiles, given the position of each one's first token and its tokens; those of one token come first.
+
+    The sequence and the position of every token [N], then tiles of single tokens and of prompts [4, T]: rows, tokens,
+    positions, sequences.
+    """
     sequences_N = np.repeat(np.arange(len(counts)), counts)
     positions_N = np.concatenate([np.arange(p, p + n) for p, n in zip(positions, counts, strict=True)])
+    num_single = next((number for number, count in enumerate(counts) if count != 1), len(counts))
     single = np.arange(num_single)
-    tiles = [(single, np.ones_like(single), np.array(positions[:num_single], dtype=np.int64), single)]
-    tiles.append(_cut(positions[num_single:], counts[num_single:], num_single))
-    moved = iter(_to_device([places.ravel(), sequences_N, positions_N, *(a for kind in tiles for a in kind)], device))
-    table_BC = next(moved).view(places.shape)
-    sequences, first = next(moved), next(moved)
-    kinds = [Tiles(next(moved), next(moved), next(moved), next(moved), are_single=n == 0) for n in (0, 1)]
-    return TiledLayout(table_BC, sequences, first, tuple(kind for kind in kinds if len(kind.rows_T)))
-
-
-def _cut(positions: Ordered[int], counts: Ordered[int], row: int) -> tuple[Numbers, Numbers, Numbers, Numbers]:
-    """Longer chunks in tiles: rows, tokens, positions, sequences."""
+    single_4T = np.stack([single, np.ones_like(single), positions_N[:num_single], single])
     cut: list[tuple[int, int, int, int]] = []
-    for sequence, (position, count) in enumerate(zip(positions, counts, strict=True), start=row):
-        for start in range(0, count, _PROMPT_TOKENS):
-            cut.append((row + start, min(_PROMPT_TOKENS, count - start), position + start, sequence))
+    row = num_single
+    for sequence in range(num_single, len(counts)):
+        position, count = positions[sequence], counts[sequence]
+        for start in range(0, count, PROMPT_TOKENS):
+            cut.append((row + start, min(PROMPT_TOKENS, count - start), position + start, sequence))
         row += count
-    rows, tokens, firsts, sequences = np.array(cut, dtype=np.int64).reshape(-1, 4).T
-    return rows, tokens, firsts, sequences
+    return sequences_N, positions_N, single_4T, np.array(cut, dtype=np.int64).reshape(-1, 4).T
 
 
-def _to_device(arrays: Ordered[Numbers], device: torch.device) -> Iterator[Tensor]:
+def lay_out_tiles(places: Places, positions: Ordered[int], counts: Ordered[int], device: torch.device) -> TiledLayout:
+    """The tiles of chunks, and each one's places, on the device."""
+    sequences_N, positions_N, *kinds = cut_tiles(positions, counts)
+    moved = _to_device([places.ravel(), sequences_N, positions_N, *(row for kind in kinds for row in kind)], device)
+    table, sequences, first, *rows = moved
+    tiles = Tiles.of_rows(rows[:4], are_single=True), Tiles.of_rows(rows[4:], are_single=False)
+    return TiledLayout(table.view(places.shape), sequences, first, tuple(kind for kind in tiles if len(kind.rows_T)))
+
+
+Run = Callable[[Tensor, Tensor, TiledLayout, Tensor | None], tuple[Tensor, ...]]
+"""Token ids [N], positions [N], their layout, and rows [R] or None for all, to every network's logits [R, V]."""
+
+
+def _to_device(arrays: Ordered[Numbers], device: torch.device) -> list[Tensor]:
     """All arrays in one transfer, each at an address that Triton takes for aligned: for others it compiles again."""
     starts = np.cumsum([0, *(-(-len(array) // _ALIGNED) * _ALIGNED for array in arrays)])
     packed = np.zeros(starts[-1], dtype=np.int32)
     for start, array in zip(starts, arrays, strict=False):
         packed[start : start + len(array)] = array
     moved = to_device(torch.from_numpy(packed), device)
-    return (moved[start : start + len(array)] for start, array in zip(starts, arrays, strict=False))
+    return [moved[start : start + len(array)] for start, array in zip(starts, arrays, strict=False)]
 
 
 def _num_splits(num_programs: int) -> int:
