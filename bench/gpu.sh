@@ -13,7 +13,7 @@ status=0
 # Warnings of other versions of torch are no failures here.
 pytest=("$python" -m pytest -q -W default -p no:cacheprovider)
 "${pytest[@]}" tests/engine/test_heads.py tests/engine/test_tiles.py tests/engine/test_joined.py || status=1
-"${pytest[@]}" -m gpu tests/engine tests/models tests/train/test_packing.py || status=1
+"${pytest[@]}" -m gpu tests/engine tests/models tests/train/test_packing.py tests/train/test_torch_backend.py || status=1
 "$python" bench/products_gpu.py --json "$out/products-gpu.json" || status=1
 "$python" bench/engine_gpu.py --peers Llama-3.2-1B --variants Qwen2.5-0.5B --json "$out/engine-gpu.json" || status=1
 if [ -f bench/train_gpu.py ]; then "$python" bench/train_gpu.py --json "$out/train-gpu.json" || status=1; fi

@@ -17,7 +17,7 @@ from cong.config.train import OptimizerSettings, Precision
 from cong.lab.networks import build_network, prompt_ids, response_ids
 from cong.lab.world import draw_prompts, generator, ideal_response
 from cong.models import register_attention
-from cong.objectives import SFT
+from cong.objectives import SFT, Scorer, fused_scores, policy_scores
 from cong.train.data.batch import Example, MicroBatch, make_batch
 from cong.train.data.packing import ATTENTION_NAME, attend_packed
 from cong.train.forward import response_logits
@@ -27,6 +27,13 @@ from tests.train.deepspeed.worlds import adapted_network, batches_of, num_units_
 from tests.train.test_packing import NETWORKS, examples_of, network
 
 OPTIMIZER = OptimizerSettings(weight_decay=0.0)
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+    ),
+]
 STEP = 8
 """Examples of one."""
 
@@ -47,8 +54,8 @@ def tiny_network() -> Any:
     return model
 
 
-def backend(precision: Precision) -> TorchBackend:
-    return TorchBackend(tiny_network(), OPTIMIZER, precision=precision)
+def backend(precision: Precision, device: str = "cpu") -> TorchBackend:
+    return TorchBackend(tiny_network(), OPTIMIZER, precision=precision, device=device)
 
 
 def examples(num_examples: int) -> list[Example]:
@@ -63,11 +70,11 @@ def examples(num_examples: int) -> list[Example]:
     ]
 
 
-def add_gradients(trained: TorchBackend, batches: Sequence[Sequence[Example]]) -> float:
+def add_gradients(trained: TorchBackend, batches: Sequence[Sequence[Example]], score: Scorer = policy_scores) -> float:
     """The loss of one step over these micro-batches, whose gradients are added up."""
-    made = [make_batch(batch, is_packed=True) for batch in batches]
+    made = [make_batch(batch, is_packed=True).to(trained.device) for batch in batches]
     num_units = sum(sum(batch.responses.lengths) for batch in made)
-    losses = [loss_share(trained.logits, SFT(), batch, 0.0).loss(num_units) for batch in made]
+    losses = [loss_share(trained.logits, SFT(), batch, 0.0, score).loss(num_units) for batch in made]
     for loss in losses:
         trained.backward(loss, is_last=loss is losses[-1])
     return sum(loss.item() for loss in losses)
@@ -140,13 +147,16 @@ def test_gradients_of_micro_batches_are_added_up_in_float32() -> None:
     assert (gradients_of(trained) - once).norm() < 1e-6 * once.norm()
 
 
-def test_micro_batches_together_have_the_gradient_of_one_large_batch() -> None:
+@pytest.mark.filterwarnings("ignore")  # warnings of torch's compiler are not ours to heed
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("score", [policy_scores, fused_scores])
+def test_micro_batches_together_have_the_gradient_of_one_large_batch(device: str, score: Scorer) -> None:
     found = examples(32)
-    whole, split, exact = backend("bfloat16"), backend("bfloat16"), backend("float32")
-    loss = add_gradients(whole, [found])
-    assert add_gradients(split, [found[first : first + 4] for first in range(0, 32, 4)]) == pytest.approx(
-        loss, abs=1e-3
-    )
+    whole, split = backend("bfloat16", device), backend("bfloat16", device)
+    exact = backend("float32", device)
+    loss = add_gradients(whole, [found], score)
+    parts = [found[first : first + 4] for first in range(0, 32, 4)]
+    assert add_gradients(split, parts, score) == pytest.approx(loss, abs=1e-3)
     add_gradients(exact, [found])
     wanted = gradients_of(exact)
     for each in (whole, split):
