@@ -16,10 +16,10 @@ from cong.objectives.dpo import (
     dpo_gradient_weights,
     dpo_losses,
 )
+from cong.objectives.fused import Scorer, fused_logprobs, fused_scores
 from cong.objectives.logconf import class_threshold, logconf_losses, product_target
 from cong.objectives.logprobs import (
     ImplicitReward,
-    fused_logprobs,
     gather_logprobs,
     implicit_reward,
     masked_mean,
@@ -33,9 +33,7 @@ from cong.objectives.objective import (
     Needs,
     Objective,
     PolicyScores,
-    Scorer,
     combine_metrics,
-    fused_scores,
     policy_scores,
 )
 from cong.objectives.registry import OBJECTIVES, objective, objective_parameters

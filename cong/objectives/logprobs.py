@@ -5,9 +5,7 @@ its entry t belongs to token t, and entry 0, which nothing predicts, is 0. Knows
 Legend: B rows, T positions, N response tokens of a batch in one line, K tokens asked for at each, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -55,55 +53,10 @@ class _Gathered(torch.autograd.Function):
         return grad_NV, None
 
 
-class _Fused(torch.autograd.Function):
-    """The same by two compiled functions that read logits and write their gradient, and nothing else of that size."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, ids_NK: Tensor) -> Tensor:
-        logprobs_NK: Tensor
-        logprobs_NK, log_sums_N1 = _compiled(_logprobs_and_sums)(logits_NV, ids_NK)
-        ctx.save_for_backward(logits_NV, ids_NK, log_sums_N1)
-        return logprobs_NK
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_NK: Tensor) -> tuple[Tensor, None]:
-        grad_NV: Tensor = _compiled(_gradient)(*ctx.saved_tensors, grad_NK)
-        return grad_NV, None
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Not with dynamic=True: that rows differ from batch to batch is noticed, and the vocabulary stays a constant.
-    return torch.compile(function)
-
-
-def _logprobs_and_sums(logits_NV: Tensor, ids_NK: Tensor) -> tuple[Tensor, Tensor]:
-    wide_NV = logits_NV.to(_wide(logits_NV.dtype))
-    log_sums_N1 = wide_NV.logsumexp(-1, keepdim=True)
-    return wide_NV.gather(-1, ids_NK) - log_sums_N1, log_sums_N1
-
-
-def _gradient(logits_NV: Tensor, ids_NK: Tensor, log_sums_N1: Tensor, grad_NK: Tensor) -> Tensor:
-    # As above; a comparison with every column, for a scatter would not be fused.
-    shares_NV = torch.exp(logits_NV.to(grad_NK.dtype) - log_sums_N1)
-    is_chosen_NKV = ids_NK[:, :, None] == torch.arange(logits_NV.shape[1], device=logits_NV.device)
-    chosen_NV = torch.where(is_chosen_NKV, grad_NK[:, :, None], 0.0).sum(1)
-    return (chosen_NV - shares_NV * grad_NK.sum(-1, keepdim=True)).to(logits_NV.dtype)
-
-
 def gather_logprobs(logits_NV: Tensor, ids_NK: Tensor) -> Tensor:
     """Log-probabilities [N, K] of K tokens at each of N positions; float64 only where the logits are."""
     assert logits_NV.shape[0] == ids_NK.shape[0], f"{logits_NV.shape[0]} rows of logits, {ids_NK.shape[0]} of ids"
     gathered: Tensor = _Gathered.apply(logits_NV, ids_NK)  # type: ignore[no-untyped-call]
-    return gathered
-
-
-def fused_logprobs(logits_NV: Tensor, ids_NK: Tensor) -> Tensor:
-    """What `gather_logprobs` gives, by functions that are compiled when they are first called."""
-    if not logits_NV.shape[0]:
-        return gather_logprobs(logits_NV, ids_NK)
-    gathered: Tensor = _Fused.apply(logits_NV, ids_NK)  # type: ignore[no-untyped-call]
     return gathered
 
 

@@ -5,14 +5,14 @@ sum, never a mean, so that ranks and micro-batches of unequal size cannot weigh 
 Legend: N response tokens of a micro-batch, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from cong.objectives.logprobs import fused_logprobs, gather_logprobs
+from cong.objectives.logprobs import gather_logprobs
 from cong.objectives.responses import FrozenNetwork, ResponseTokens, Unit
 
 
@@ -41,16 +41,7 @@ class PolicyScores:
     """Log-probabilities of every token."""
 
 
-Scorer = Callable[[Tensor, ResponseTokens, Needs], PolicyScores]
-"""Scores logits [N, V] at the response tokens."""
-
-
-def policy_scores(
-    logits_NV: Tensor,
-    responses: ResponseTokens,
-    needs: Needs,
-    gather: Callable[[Tensor, Tensor], Tensor] = gather_logprobs,
-) -> PolicyScores:
+def policy_scores(logits_NV: Tensor, responses: ResponseTokens, needs: Needs) -> PolicyScores:
     """Score the logits at the response tokens (`responses.rows`); computes nothing that is not needed."""
     if needs.distribution:
         dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
@@ -59,15 +50,10 @@ def policy_scores(
         own_logprobs_N = distribution_NV.amax(-1) if needs.own_prediction else None
         return PolicyScores(logprobs_N, own_logprobs_N, distribution_NV)
     if not needs.own_prediction:
-        return PolicyScores(gather(logits_NV, responses.token_ids_N[:, None])[:, 0])
+        return PolicyScores(gather_logprobs(logits_NV, responses.token_ids_N[:, None])[:, 0])
     own_ids_N = logits_NV.detach().argmax(-1)
-    logprobs_N2 = gather(logits_NV, torch.stack([responses.token_ids_N, own_ids_N], -1))
+    logprobs_N2 = gather_logprobs(logits_NV, torch.stack([responses.token_ids_N, own_ids_N], -1))
     return PolicyScores(logprobs_N2[:, 0], logprobs_N2[:, 1])
-
-
-def fused_scores(logits_NV: Tensor, responses: ResponseTokens, needs: Needs) -> PolicyScores:
-    """What `policy_scores` gives, by functions that are compiled when they are first called."""
-    return policy_scores(logits_NV, responses, needs, fused_logprobs)
 
 
 @dataclass(frozen=True)
