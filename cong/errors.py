@@ -196,5 +196,8 @@ class MissingExtra(CongError):
     """An optional dependency is not installed."""
 
     def __init__(self, extra: str, package: str) -> None:
-        super().__init__(f"this needs the package {package!r}; install it with: pip install 'cong[{extra}]'")
+        bounds = "" if extra == "vllm" else "-c constraints.txt "
+        super().__init__(
+            f"this needs the package {package!r}; in the checkout, install it with: pip install {bounds}-e '.[{extra}]'"
+        )
         self.extra = extra

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from cong.errors import MachineRefusal
+from cong.errors import MachineRefusal, MissingExtra
 
 _ROOM = "make room, and run the same command again"
 _PLACE = "check the path"
 _RIGHTS = "give a place that may be used, or the rights to it"
+_OURS = ("", "cong", "serve", "jobs")
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
     **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP), _PLACE),
@@ -37,6 +38,18 @@ def told_by_the_machine() -> Iterator[None]:
         if problem is None:
             raise
         raise MachineRefusal(problem) from error
+
+
+@contextmanager
+def brought_by(extra: str) -> Iterator[None]:
+    """Around imports: a package that is not installed is told with the extra that brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in _OURS:
+            raise
+        raise MissingExtra(extra, package) from error
 
 
 def with_remedy(error: OSError) -> str:

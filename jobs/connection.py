@@ -15,6 +15,7 @@ from typing import Any
 
 from cong.config import RunConfig
 from cong.errors import ConfigError
+from cong.wording import brought_by
 from serve.private import make_private
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -33,7 +34,8 @@ def connected(config: RunConfig, *, is_local: bool) -> Iterator[None]:
     folder = Path(tempfile.mkdtemp(prefix="cong-ray-", dir="/tmp")) if is_local else None
     if folder is not None:
         make_private(folder)
-    import ray
+    with brought_by("train"):
+        import ray
 
     try:
         if folder is not None:

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ray.job_submission import JobDetails, JobSubmissionClient
-
 from cong.config import RunConfig, dump_config
 from cong.errors import ConfigError
+from cong.wording import brought_by
 from jobs.connection import STOP_WAIT_VARIABLE, TRY_AGAIN
 from jobs.planning import placed
+
+with brought_by("train"):
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 _URL_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _READY_S = 90.0

@@ -2,7 +2,6 @@
 
 import argparse
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -12,8 +11,9 @@ from typing import Any
 
 from cong.config import dump_config
 from cong.config.serving import IMPORT_PATH
-from cong.errors import ConfigError, CongError
-from cong.wording import told_by_the_machine
+from cong.errors import CongError
+from cong.wording import brought_by, told_by_the_machine
+from serve.address import require_free
 from serve.private import TOKEN, make_private
 
 DEFAULT_FILE = Path(__file__).parent / "config-lab.yaml"
@@ -89,8 +89,9 @@ def run(options: argparse.Namespace) -> int:
 def run_in(folder: Path, options: argparse.Namespace) -> int:
     """Serve until told to stop, with sockets, logs and token in a folder."""
     # Ray reads its environment when it is imported, so not before now.
-    from serve.files import read_serve_file
-    from serve.local import DASHBOARD_PORT, LocalRay, deploy, describe, drain_and_stop, wait_running
+    with brought_by("serve"):
+        from serve.files import read_serve_file
+        from serve.local import DASHBOARD_PORT, LocalRay, deploy, describe, drain_and_stop, wait_running
 
     http = {name: value for name, value in (("host", options.host), ("port", options.port)) if value is not None}
     file = read_serve_file(options.config, options.overrides, http, options.application)
@@ -98,7 +99,7 @@ def run_in(folder: Path, options: argparse.Namespace) -> int:
         print(f"# {options.config}: in order; {file.name} would listen at {file.url}")
         print(dump_config(file.args), end="")
         return 0
-    require_free(file.schema.http_options.host, file.schema.http_options.port)
+    require_free(file.schema.http_options.host, file.schema.http_options.port, "give another with --port")
     print(f"starting Ray and {file.name} from {options.config} ...", flush=True)
     told = threading.Event()
     with LocalRay(folder, num_cpus=options.num_cpus, has_dashboard=options.dashboard, is_verbose=options.verbose):
@@ -134,16 +135,6 @@ def run_in(folder: Path, options: argparse.Namespace) -> int:
             is_drained = False
     print("stopped" if is_drained else "stopped; requests in flight were cut", flush=True)
     return 0
-
-
-def require_free(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on, before minutes go into loading."""
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise ConfigError(
-            f"port {port} of {host} cannot be listened on ({error.strerror}); give another with --port"
-        ) from error
 
 
 def _deployments(file: Any) -> list[Any]:

@@ -24,7 +24,7 @@ def test_every_error_hangs_in_the_tree_and_in_its_drawing() -> None:
 def test_errors_that_carry_facts_keep_them() -> None:
     assert cong.errors.InvalidRequest("top_p", "is 0").field == "top_p"
     assert cong.errors.Overloaded("full", retry_after_s=1.5).retry_after_s == 1.5
-    assert "pip install 'cong[lora]'" in str(cong.errors.MissingExtra("lora", "peft"))
+    assert "pip install -c constraints.txt -e '.[lora]'" in str(cong.errors.MissingExtra("lora", "peft"))
 
 
 def test_the_page_of_errors_gives_each_its_cause_its_remedy_and_its_status() -> None:

@@ -12,7 +12,6 @@ from cong.config.models import NetworkConfig
 from cong.errors import ConfigError, PipelineError
 from cong.evaluation import Evaluation, evaluate, evaluation_page, sweep, write_evaluation
 from cong.files import digest_of, write_file
-from cong.pipeline.asking import sample_there
 from cong.pipeline.attempt import FAILURES, SESSIONS, read_lines
 from cong.pipeline.given import network_product
 from cong.pipeline.importing import import_texts
@@ -47,8 +46,13 @@ def _train(task: Task, stop: StopRequest) -> None:
 
 
 def _sample(task: Task, stop: Stop) -> None:
-    draw = sample_there if task.config.sampling_job.url else sample_here
-    draw(task.config, stop, task.stage)
+    if not task.config.sampling_job.url:
+        sample_here(task.config, stop, task.stage)
+        return
+    # Only here, because it brings the client, and a pipeline on this machine needs none of its extra.
+    from cong.pipeline.asking import sample_there
+
+    sample_there(task.config, stop, task.stage)
 
 
 def _import(task: Task, stop: Stop) -> None:

@@ -4,13 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import uvicorn
-
 from cong.cli.config import add_config_options, print_config, resolve_config
 from cong.errors import CongError
 from cong.service import KeyRing, open_service
 from cong.telemetry import configure_logging
-from serve.http.app import create_app
+from cong.wording import brought_by, told_by_the_machine
+from serve.address import require_free
 
 _SHUTDOWN_MARGIN_S = 5
 """What the server waits beyond the service's own drain before it closes connections."""
@@ -25,19 +24,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     configure_logging(json=parsed.log_json)
     try:
-        config = resolve_config(parsed)
-        if parsed.dry_run:
-            return print_config(config)
-        # First what fails fast.
-        keys = KeyRing(config.service.api_keys_file, config.service.api_keys_env, config.service.api_keys_reload_s)
-        if config.num_threads:
-            import torch
-
-            torch.set_num_threads(config.num_threads)
-        service = open_service(config, parsed.writer)
+        with told_by_the_machine():
+            return _serve(parsed)
     except CongError as error:
         print(f"cong: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("cong: interrupted", file=sys.stderr)
+        return 130
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    with brought_by("serve"):
+        import uvicorn
+
+        from serve.http.app import create_app
+    config = resolve_config(parsed)
+    if parsed.dry_run:
+        return print_config(config)
+    # First what fails fast.
+    require_free(config.service.host, config.service.port, "set service.port to another")
+    keys = KeyRing(config.service.api_keys_file, config.service.api_keys_env, config.service.api_keys_reload_s)
+    if config.num_threads:
+        import torch
+
+        torch.set_num_threads(config.num_threads)
+    service = open_service(config, parsed.writer)
     app = create_app(lambda: service, config.service, owns_service=True, keys=keys)
     uvicorn.run(
         app,

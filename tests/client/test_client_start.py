@@ -36,7 +36,7 @@ except MissingExtra as error:
 """
     extra, _, message = in_a_fresh_interpreter(program).partition(" | ")
     assert extra == "client"
-    assert "pip install 'cong[client]'" in message
+    assert "pip install -c constraints.txt -e '.[client]'" in message
 
 
 @pytest.mark.parametrize("make", [Client, AsyncClient])

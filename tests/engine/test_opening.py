@@ -24,7 +24,7 @@ def test_our_own_engine_is_opened_unless_another_is_asked_for(world: World) -> N
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_its_back_end_names_the_extra(world: World) -> None:
-    with pytest.raises(MissingExtra, match=r"cong\[vllm\]"):
+    with pytest.raises(MissingExtra, match=r"\.\[vllm\]"):
         open_engine(models(world), EngineConfig(backend="vllm"))
 
 

@@ -205,5 +205,5 @@ def test_a_missing_report_package_is_said_before_anything_is_made(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert lab(workplace, action) == 2
     shown = capsys.readouterr()
-    assert "cong[report]" in shown.err
+    assert "'.[report]'" in shown.err
     assert "aligning" not in shown.err

@@ -43,7 +43,7 @@ except MissingExtra as error:
     message = run(program)
     assert message.startswith("report ")
     assert repr(package) in message
-    assert "pip install 'cong[report]'" in message
+    assert "-e '.[report]'" in message
 
 
 def test_tables_need_no_extra() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,5 +65,9 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(
     assert "may_store_prompts: true" in capsys.readouterr().out
     assert main(["--config", str(file), "--set", "service.host=0.0.0.0"]) == 2
     assert "there are no keys" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--config", str(file), "--set", f"service.port={port}"]) == 2
+    assert f"port {port} of 127.0.0.1 cannot be listened on" in capsys.readouterr().err
     assert main(["--config", str(file), "--set", "service.api_keys_file=none"]) == 2
     assert "cannot read the API keys" in capsys.readouterr().err
