@@ -103,6 +103,7 @@ class Job:
         if self.settings.store not in info.store_levels:
             offered = ", ".join(info.store_levels)
             raise ConfigError(f"sampling_job.store is {self.settings.store!r}; {client.url} offers: {offered}")
+        self.ask.require_offered(info, client.url)
         return info, Units(info, self.ask)
 
     def num_known(self, units: Units, ledger: Ledger) -> int:

@@ -46,6 +46,7 @@ async def _run(
             offered = ", ".join(info.store_levels) or "none"
             raise ConfigError(f"--store is {arguments.store}; {client.url} offers: {offered}")
         ask = Ask(config.sampling, arguments.num_samples, arguments.store, job.deadline_s)
+        ask.require_offered(info, client.url)
         there = _there(sink, ask) if sink is not None else set[str]()
         given_up: list[GivenUp] = []
         total = prompts.count()

@@ -1,5 +1,6 @@
 """The service as seen from outside: every conversation with it, tries included. Holds no connection and never waits."""
 
+import logging
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ KEY_VARIABLE = "CONG_API_KEY"
 
 MAX_REPLY_BYTES = 1 << 30
 _HEALTH_S = 10.0
+logger = logging.getLogger(__name__)
+
 _READY_POLL_S = 0.5
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -113,6 +116,7 @@ class Service:
     def wait_ready(self, timeout_s: float) -> Talk[HealthReply]:
         """Ask until the service is well."""
         deadline = self._times.clock() + timeout_s
+        is_told = False
         while True:
             left_s = deadline - self._times.clock()
             answer = yield from self._health(self._tries(max(0.001, min(_HEALTH_S, left_s))))
@@ -123,6 +127,10 @@ class Service:
                 raise answer.error("")
             if self._times.clock() + _READY_POLL_S >= deadline:
                 raise Unavailable(f"{self.url} is not ready after {timeout_s:g} s: {state}")
+            if not is_told:
+                # Whoever has mistyped an address should not learn it when the whole time is over.
+                logger.warning("%s is not ready, and is waited for up to %g s: %s", self.url, timeout_s, state)
+                is_told = True
             yield Pause(_READY_POLL_S)
 
     # Conversations.

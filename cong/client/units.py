@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cong.errors import ConfigError
 from cong.schemas import Prompt, SampleRecord, SamplingParameters, content_key
 from cong.wire import InfoReply, StoreLevel
 
@@ -16,6 +17,26 @@ class Ask:
     num_samples: int = 1
     store: StoreLevel = "none"
     deadline_s: float | None = None
+
+    def require_offered(self, info: InfoReply, url: str) -> None:
+        """Refuse at once what a deployment would refuse for every single prompt."""
+        asked, limits = self.parameters, info.limits
+        if asked.max_tokens > limits.max_new_tokens:
+            raise ConfigError(
+                f"sampling.max_tokens is {asked.max_tokens}, and {url} gives a sample at most {limits.max_new_tokens} "
+                "new tokens; lower sampling.max_tokens"
+            )
+        if self.num_samples > limits.max_samples:
+            raise ConfigError(
+                f"{self.num_samples} samples of each prompt are asked for, and a request to {url} may ask for "
+                f"{limits.max_samples}; ask for fewer"
+            )
+        if len(asked.weights) != len(info.networks):
+            held = ", ".join(network.role for network in info.networks)
+            raise ConfigError(
+                f"sampling.weights has {len(asked.weights)} entries, and {url} holds {len(info.networks)} network(s) "
+                f"({held}); give one weight for each"
+            )
 
 
 def networks_name(networks: Iterable[tuple[str, str]], tokenizer_fingerprint: str, stream: str | None = None) -> str:

@@ -68,6 +68,7 @@ async def _ask(
         await client.wait_ready(job.ready_s)
         info = await client.info()
         require_networks(config, info, client.url)
+        ask.require_offered(info, client.url)
         in_flight = min(job.in_flight, info.limits.max_concurrent_per_key)
         bulk = Bulk(
             client,

@@ -257,6 +257,14 @@ def test_health_of_nothing_is_an_error(face: Face) -> None:
         face(Script(httpx.ConnectError("refused"))).health()
 
 
+def test_waiting_for_a_service_is_told_once_at_its_beginning(face: Face, caplog: pytest.LogCaptureFixture) -> None:
+    service = Script(httpx.ConnectError("refused"), httpx.Response(404), json_reply(HealthReply(status="ok")))
+    face(service).wait_ready(60.0)
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "cong.client.service"]
+    assert "is waited for up to 60 s" in said
+    assert "refused" in said
+
+
 def test_waiting_for_a_service_ends_when_it_is_well(face: Face) -> None:
     service = Script(
         httpx.ConnectError("refused"),

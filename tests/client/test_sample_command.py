@@ -106,6 +106,9 @@ def test_what_is_given_up_is_named_and_the_rest_is_there(
         (["--num-samples", "0"], "--num-samples is 0; give at least 1"),
         (["--in-flight", "0"], "--in-flight is 0; give at least 1"),
         (["--store", "shared"], "--store is shared"),
+        (["--set", "sampling.max_tokens=100000"], "new tokens; lower sampling.max_tokens"),
+        (["--num-samples", "4096"], "4096 samples of each prompt are asked for, and a request to"),
+        (["--set", "sampling.weights=[1.0]"], "sampling.weights has 1 entries"),
         (["--prompts", "nowhere.jsonl"], "cannot read prompts from nowhere.jsonl"),
     ],
 )
