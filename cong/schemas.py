@@ -8,7 +8,7 @@ first network.
 import hashlib
 import json
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -106,6 +106,8 @@ class SamplingParameters(Record):
     The defaults contrast a pair at the method's strength and change nothing else. Input may say `alpha` instead of
     `weights`.
     """
+
+    INPUT_KEYS: ClassVar[tuple[str, ...]] = ("alpha",)
 
     weights: tuple[float, ...] = Field(default=alpha_weights(0.4), min_length=1, max_length=MAX_NETWORKS)
     """Factor of each network's log-probability, in the order of the deployment's networks."""

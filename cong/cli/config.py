@@ -2,10 +2,15 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel
+
 from cong.config import RunConfig, dump_config, load_config
+from cong.config.train import ObjectiveSettings
+from cong.errors import ConfigError
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -39,13 +44,38 @@ def _check(arguments: argparse.Namespace) -> int:
     config = load_config(RunConfig, arguments.files, arguments.overrides)
     if arguments.dry_run:
         return print_config(config)
-    if config.train.objective.parameters:
-        # A method's own parameters are known where it is written, which costs the seconds that torch takes to load.
-        from cong.objectives import objective
-
-        objective(config.train.objective.name, **config.train.objective.parameters)
+    _check_objectives(config, " + ".join(map(str, arguments.files)))
     print(f"{' + '.join(map(str, arguments.files))}: every setting is known and within its bounds")
     return 0
+
+
+def _check_objectives(config: RunConfig, origin: str) -> None:
+    named = list(_objectives(config, RunConfig()))
+    if not named:
+        return
+    # Names and parameters are known where methods are written, which costs the seconds that torch takes to load.
+    from cong.objectives import objective
+
+    wrong = []
+    for where, settings in named:
+        try:
+            objective(settings.name, **settings.parameters)
+        except ConfigError as error:
+            wrong.append(f"{where}: {error}")
+    if wrong:
+        raise ConfigError("\n  ".join([f"{origin}: {len(wrong)} wrong setting(s)", *wrong]))
+
+
+def _objectives(section: BaseModel, shipped: object, where: str = "") -> Iterator[tuple[str, ObjectiveSettings]]:
+    """The objectives that a configuration names otherwise than by default, each with its place."""
+    if isinstance(section, ObjectiveSettings):
+        if section != shipped:
+            yield where, section
+        return
+    for name in type(section).model_fields:
+        inner = getattr(section, name)
+        if isinstance(inner, BaseModel):
+            yield from _objectives(inner, getattr(shipped, name, None), f"{where}.{name}" if where else name)
 
 
 def _reference(arguments: argparse.Namespace) -> int:

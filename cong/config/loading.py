@@ -5,6 +5,7 @@ settings of a file are reported at once.
 """
 
 import difflib
+import itertools
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -110,6 +111,11 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
+def _keys_of(model: type[BaseModel]) -> tuple[str, ...]:
+    """What a section may be given: its fields, and what it reads into them (`INPUT_KEYS`), such as alpha."""
+    return (*model.model_fields, *getattr(model, "INPUT_KEYS", ()))
+
+
 def _known_keys(model: type[BaseModel], path: Sequence[str | int]) -> dict[str, str]:
     """Keys that are allowed at `path`, each with its dotted name."""
     models = [model]
@@ -118,19 +124,31 @@ def _known_keys(model: type[BaseModel], path: Sequence[str | int]) -> dict[str, 
         if fields:
             models = [m for field in fields for m in _models_in(field.annotation)]
     prefix = ".".join(str(key) for key in path)
-    return {name: f"{prefix}.{name}" if prefix else name for m in models for name in m.model_fields}
+    return {name: f"{prefix}.{name}" if prefix else name for m in models for name in _keys_of(m)}
 
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[str]]:
     """Every key of the tree below a model: name -> dotted names."""
     found: dict[str, list[str]] = {}
-    for name, field in model.model_fields.items():
+    for name in _keys_of(model):
         dotted = f"{prefix}.{name}" if prefix else name
         found.setdefault(name, []).append(dotted)
-        for inner in _models_in(field.annotation):
+        if name not in model.model_fields:
+            continue
+        for inner in _models_in(model.model_fields[name].annotation):
             for key, places in _all_keys(inner, dotted).items():
                 found.setdefault(key, []).extend(places)
     return found
+
+
+def _likeliest(places: Sequence[str], path: Sequence[str | int]) -> str:
+    """Of the places of one key: in the section where it was looked for, else the least deep."""
+
+    def unlikeliness(place: str) -> tuple[int, int]:
+        alike = (one == other for one, other in zip(place.split("."), map(str, path), strict=False))
+        return -sum(itertools.takewhile(bool, alike)), place.count(".")
+
+    return min(places, key=unlikeliness)
 
 
 def _nearest(model: type[BaseModel], path: Sequence[str | int]) -> str:
@@ -142,13 +160,13 @@ def _nearest(model: type[BaseModel], path: Sequence[str | int]) -> str:
     num_wrong = num_edits(wrong, near[0]) if near else len(wrong)
     # One letter off is a slip; a whole key of another section stands in the wrong place.
     if num_wrong > 1 and wrong in elsewhere:
-        return elsewhere[wrong][0]
+        return _likeliest(elsewhere[wrong], path)
     if num_wrong <= max(1, len(wrong) // 2):
         return here[near[0]]
     close = difflib.get_close_matches(wrong, elsewhere, n=1, cutoff=0.6) or difflib.get_close_matches(
         wrong, here, n=1, cutoff=0.0
     )
-    return here.get(close[0]) or elsewhere[close[0]][0] if close else "none: this section takes no keys"
+    return here.get(close[0]) or _likeliest(elsewhere[close[0]], path) if close else "none: this section takes no keys"
 
 
 def _describe(model: type[BaseModel], error: ValidationError) -> list[str]:

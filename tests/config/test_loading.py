@@ -118,6 +118,33 @@ def test_there_are_shipped_configurations() -> None:
     assert CONFIGS
 
 
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("sampling.alpah", "sampling.alpha"),
+        ("alpha", "sampling.alpha"),
+        ("train.learning_rate", "train.optimizer.learning_rate"),
+        ("evaluation.max_tokens", "evaluation.sampling.max_tokens"),
+    ],
+)
+def test_of_several_places_the_one_that_is_near_is_named(wrong: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"the nearest known one is '{re.escape(meant)}'"):
+        load_config(RunConfig, [], [f"{wrong}=1"])
+
+
+def test_the_check_finds_wrong_objectives_wherever_they_stand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(
+        tmp_path / "run.yaml",
+        "train: {objective: {name: dpoo}}\npipeline: {prefer: {objective: {name: dpo, parameters: {betta: 1}}}}\n",
+    )
+    assert main(["config", "check", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert "train.objective: objective 'dpoo' is not known: did you mean 'dpo'?" in told
+    assert "pipeline.prefer.objective: objective 'dpo' has no parameter 'betta'" in told
+
+
 def test_the_command_checks_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "run.yaml", "num_threads: 1\n")
     assert main(["config", "check", str(path)]) == 0

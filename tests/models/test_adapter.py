@@ -293,5 +293,5 @@ def test_without_peft_the_extra_is_named(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     base = _load(llama_folder)
-    with pytest.raises(MissingExtra, match=r"cong\[lora\]"):
+    with pytest.raises(MissingExtra, match=r"\.\[lora\]"):
         attach_adapter(base, str(adapter_folder), role="aligned")

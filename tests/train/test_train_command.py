@@ -134,7 +134,7 @@ def test_a_growing_stream_is_read_once_and_judged_on_data_of_its_own(root: Path)
 
 def test_trackers_that_are_not_installed_name_their_extra(root: Path) -> None:
     for settings in ({"wandb_project": "cong"}, {"mlflow_uri": "sqlite://"}):
-        with pytest.raises(MissingExtra, match=r"cong\[trackers\]"):
+        with pytest.raises(MissingExtra, match=r"\.\[trackers\]"):
             train(run_config(root, {"logging": settings}), is_quiet=True)
 
 
