@@ -23,6 +23,7 @@ from cong.wording import causes
 _FIELDS = ("prompt", "text", "messages", "token_ids")
 _JSON = (".jsonl", ".json", ".ndjson")
 _PARQUET = (".parquet", ".pq")
+_TABLES = (".csv", ".tsv", ".xls", ".xlsx", ".ods")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ROWS_AT_ONCE = 1024
@@ -100,6 +101,11 @@ def open_prompts(
     if suffix in _PARQUET and not path.is_dir():
         found = _parquet(source, columns)
     elif "://" in source or path.is_file():
+        if suffix in _TABLES:
+            raise ConfigError(
+                f"{source} is a table, and its lines are no prompts; write it as JSON lines (.jsonl) with a prompt in "
+                "each, or as Parquet (.parquet)"
+            )
         found = _lines(source, columns, is_json=suffix in _JSON)
     elif path.is_dir() or (not suffix and _HUB_ID.fullmatch(source)):
         found = _dataset(source, columns, split, revision)

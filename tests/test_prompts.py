@@ -123,6 +123,13 @@ def test_sources_at_urls_are_read() -> None:
     assert not source.is_near
 
 
+def test_a_table_of_another_program_is_not_taken_for_a_text_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,answer\nSab=,ab\n")
+    with pytest.raises(ConfigError, match=r"prompts\.csv is a table, and its lines are no prompts; write it as JSON"):
+        open_prompts(str(path))
+
+
 def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
     odd = "one\u2028still one\u0085and\x0bmore"
     assert [prompt.text for prompt in open_prompts(write_lines(tmp_path / "a.jsonl", [{"prompt": odd}])).strict()] == [

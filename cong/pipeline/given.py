@@ -12,6 +12,7 @@ from pathlib import Path
 from cong.config import RunConfig
 from cong.config.models import ModelsConfig, NetworkConfig
 from cong.errors import ConfigError
+from cong.evaluation.answers import held_out_prompts
 from cong.models import fingerprint_adapter, fingerprint_tokenizer, fingerprint_weights, open_artefact
 from cong.pipeline.book import (
     CEILING,
@@ -142,9 +143,10 @@ class Given:
         files: Mapping[str, tuple[str | Path | None, str]] = {
             PREFERENCES: (pipeline.preferences, "pipeline.preferences"),
             GOLD_ANSWERS: (pipeline.gold_answers, "pipeline.gold_answers"),
-            HELD_OUT: (evaluation.prompts, "evaluation.prompts"),
         }
         self._makers |= {name: self._file(Path(path), setting) for name, (path, setting) in files.items() if path}
+        if evaluation.prompts is not None:
+            self._makers[HELD_OUT] = self._held_out(evaluation.prompts)
         if pipeline.prompts.source:
             self._makers[PROMPTS] = self._prompts
         for name, candidate in evaluation.candidates.items():
@@ -183,6 +185,17 @@ class Given:
 
     def _file(self, path: Path, setting: str) -> Callable[[], Product]:
         return lambda: Product(file_fingerprint(path, setting), str(path))
+
+    def _held_out(self, path: Path) -> Callable[[], Product]:
+        named = self._file(path, "evaluation.prompts")
+
+        def make() -> Product:
+            product = named()
+            # They are needed last: what is wrong with them is told before every training, and not behind it.
+            held_out_prompts(self._config.evaluation)
+            return product
+
+        return make
 
     def _prompts(self) -> Product:
         found = self.prompt_set

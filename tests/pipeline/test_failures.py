@@ -98,3 +98,16 @@ def test_what_cannot_run_is_refused_before_anything_runs(
     with pytest.raises(ConfigError, match=message):
         run_pipeline(configure(changes))
     assert not (tmp_path / "out" / "stages").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("\n", "holds no prompts"), ('{"prompt": "Sab="}\n{"prompt": "Scd=\n', "jsonl:2 is not JSON")]
+)
+def test_held_out_prompts_that_cannot_be_used_are_refused_before_anything_runs(
+    configure: Configure, tmp_path: Path, text: str, message: str
+) -> None:
+    held_out = tmp_path / "held-out.jsonl"
+    held_out.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        run_pipeline(configure({"evaluation": {"prompts": str(held_out)}}))
+    assert not (tmp_path / "out" / "stages").exists()
