@@ -11,7 +11,7 @@ from typing import Any
 
 from cong.config import dump_config
 from cong.config.serving import IMPORT_PATH
-from cong.errors import CongError
+from cong.errors import ConfigError, CongError
 from cong.wording import brought_by, told_by_the_machine
 from serve.address import require_free
 from serve.private import TOKEN, make_private
@@ -90,9 +90,21 @@ def run_in(folder: Path, options: argparse.Namespace) -> int:
     """Serve until told to stop, with sockets, logs and token in a folder."""
     # Ray reads its environment when it is imported, so not before now.
     with brought_by("serve"):
+        from serve.app import actor_options
         from serve.files import read_serve_file
-        from serve.local import DASHBOARD_PORT, LocalRay, deploy, describe, drain_and_stop, wait_running
+        from serve.local import (
+            DASHBOARD_PORT,
+            LocalRay,
+            deploy,
+            describe,
+            drain_and_stop,
+            require_room,
+            there,
+            wait_running,
+        )
 
+    if not options.start_timeout > 0:
+        raise ConfigError(f"--start-timeout is {options.start_timeout:g}; give more than 0 seconds")
     http = {name: value for name, value in (("host", options.host), ("port", options.port)) if value is not None}
     file = read_serve_file(options.config, options.overrides, http, options.application)
     if options.dry_run:
@@ -106,6 +118,7 @@ def run_in(folder: Path, options: argparse.Namespace) -> int:
         # After Ray has set its own handlers.
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, lambda *_: told.set())
+        require_room(actor_options(file.args.resources, file.args.run()), there())
         deploy(file)
 
         def leave_if_told(_: str) -> None:

@@ -5,8 +5,9 @@ private before this module is imported.
 """
 
 import logging
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,13 +16,14 @@ import ray
 from ray import serve
 from ray.serve._private.api import serve_start
 
-from cong.errors import CongError
+from cong.errors import ConfigError, CongError
 from serve.files import ServeFile
 
 POLL_S = 0.2
 LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8265
 OBJECT_STORE_BYTES = 150 << 20
+_OURS = re.compile(r"^cong\.errors\.\w+: (.*?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL)
 _SPARE_S = 15.0
 """For Serve to note that a replica has stopped."""
 
@@ -77,6 +79,27 @@ def deploy(file: ServeFile) -> None:
     client.deploy_apps(schema)
 
 
+def there() -> dict[str, float]:
+    """What this machine has for replicas, by Ray's names."""
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
+
+
+def require_room(options: Mapping[str, Any], there: Mapping[str, float]) -> None:
+    """Refuse what Serve would wait for without an end: a replica that asks for more than there is."""
+    wanted = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **options.get("resources", {})}
+    short = [name for name, amount in wanted.items() if amount > there.get(name, 0.0)]
+    if short:
+        asked = ", ".join(f"{wanted[name]:g} {name} and there are {there.get(name, 0.0):g}" for name in short)
+        raise ConfigError(f"a replica asks for {asked} on this machine; set resources to what it has, or --num-cpus")
+
+
+def cause_of(reason: str) -> str:
+    """Of what Serve says of a failure: our own words where it ends in them, without the traceback before them."""
+    named = list(_OURS.finditer(reason))
+    return named[-1][1].strip() if named else reason.strip()
+
+
 def wait_running(name: str, timeout_s: float, on_wait: Callable[[str], None] = lambda _: None) -> None:
     """Until the application takes requests; what Serve says of a failure is said on."""
     until_s = time.monotonic() + timeout_s
@@ -87,7 +110,7 @@ def wait_running(name: str, timeout_s: float, on_wait: Callable[[str], None] = l
             return
         if application is not None and status in ("DEPLOY_FAILED", "UNHEALTHY"):
             reasons = [application.message, *(one.message for one in application.deployments.values())]
-            raise DeployFailed("\n".join(dict.fromkeys(reason.strip() for reason in reasons if reason.strip())))
+            raise DeployFailed("\n".join(dict.fromkeys(cause_of(reason) for reason in reasons if reason.strip())))
         if time.monotonic() > until_s:
             raise DeployFailed(f"{name} is {status} after {timeout_s:g} s; look into its logs")
         on_wait(status)

@@ -14,9 +14,11 @@ from threading import Timer
 import pytest
 
 from cong.client import Client
+from cong.errors import ConfigError
 from cong.schemas import SamplingParameters
 from serve.__main__ import DEFAULT_FILE, build_parser, main
 from serve.front import free_ports
+from serve.local import cause_of, require_room
 
 from ..processes import alive, below, kill
 from ..test_house import ROOT
@@ -53,6 +55,7 @@ def test_a_builder_of_one_s_own_is_named_in_the_file_and_on_the_command_line(
         (["--config", "no/such.yaml"], "cannot read no/such.yaml"),
         (["--set", "nonsense"], "write it as section.key=value"),
         (["--port", "70000"], "ports are 1 to 65535"),
+        (["--start-timeout", "0"], "--start-timeout is 0; give more than 0 seconds"),
         (["--set", "uses_lab_pair=false"], "models.aligned.source names no network"),
     ],
 )
@@ -71,6 +74,24 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(capsys: pytest.Capt
     shown = capsys.readouterr()
     assert "give another with --port" in shown.err
     assert "starting" not in shown.out
+
+
+def test_a_replica_that_this_machine_has_no_room_for_is_refused_and_not_waited_for() -> None:
+    machine = {"CPU": 2.0, "memory": 1e9}
+    require_room({"num_cpus": 2.0, "num_gpus": 0.0}, machine)
+    with pytest.raises(ConfigError, match=r"asks for 1 GPU and there are 0, 1 sampler and there are 0 on this machine"):
+        require_room({"num_cpus": 2.0, "num_gpus": 1.0, "resources": {"sampler": 1.0}}, machine)
+    with pytest.raises(ConfigError, match="asks for 1 CPU and there are 0"):
+        require_room({"num_cpus": 1.0, "num_gpus": 0.0}, {})
+
+
+def test_of_a_start_that_failed_our_own_words_are_told_without_the_traceback() -> None:
+    said = (
+        "The deployment failed to start 3 times in a row. Error:\nRuntimeError: Traceback (most recent call last):\n"
+        '  File "serve/deployment.py", line 72\ncong.errors.ArtefactMissing: /nope does not exist; give a folder\n\n'
+    )
+    assert cause_of(said) == "/nope does not exist; give a folder"
+    assert cause_of("the node died\n") == "the node died"
 
 
 def test_a_host_that_others_reach_is_taken_with_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
