@@ -16,6 +16,8 @@ class Recorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = None
+        # One stream for all: torch keeps a workspace of cuBLAS, 32 MiB on a large GPU, for every stream ever used.
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._logits: tuple[Tensor, ...] = ()
         """Of the latest replay: one place for all graphs, for each would keep its own."""
 
@@ -30,10 +32,10 @@ class Recorder:
                 each.copy_(made)
             return kept
 
-        if self._device.type != "cuda":
+        side = self._side
+        if side is None:
             keep()
             return keep
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
             keep()  # compiles what it needs, and allocates what it keeps
