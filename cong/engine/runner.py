@@ -23,7 +23,7 @@ from cong.engine.grouping import build_stacks
 from cong.engine.plain.layout import lay_out_plainly
 from cong.engine.pool import places_of
 from cong.engine.scheduler import Chunk
-from cong.engine.transfer import select_rows
+from cong.engine.transfer import select_rows, to_device
 from cong.models import Network
 
 
@@ -177,4 +177,4 @@ class Runner:
         return self._tensor(_token_ids(chunks)), self._tensor(positions), layout
 
     def _tensor(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        return to_device(torch.tensor(numbers, dtype=torch.int64), self.device)

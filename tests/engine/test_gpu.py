@@ -123,6 +123,29 @@ def test_steps_one_at_a_time_equal_the_reference(world: World) -> None:
     expect_reference(serve(engine, requests), requests, world.oracle(*folders))
 
 
+@pytest.mark.parametrize("config", [CAPTURED, PLAIN])
+def test_decoding_waits_for_the_device_only_where_tokens_arrive(world: World, config: EngineConfig) -> None:
+    """Whatever else waits, such as a copy from pageable memory, would undo that a step begins ahead."""
+    folders = world.folder("llama", 1), world.folder("llama", 2)
+    engine = Engine(world.networks(*folders, device="cuda"), config)
+    fixed: dict[str, Any] = {"head_lambda": 0.1, "max_tokens": 40, "min_tokens": 0, "ignore_eos": True}
+    requests = random_requests(13, 4, num_networks=2, stop_token_ids=(), **fixed)
+    serve(engine, requests)  # compiles the kernels
+    for request in requests:
+        engine.submit(request)
+    drawn = [engine.stats().num_drawn_tokens]
+    while len(drawn) < 2 or drawn[-1] - drawn[-2] < len(requests):
+        engine.events()
+        drawn.append(engine.stats().num_drawn_tokens)
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for _ in range(8):
+            engine.events()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert engine.stats().num_drawn_tokens == drawn[-1] + 8 * len(requests)
+
+
 def test_a_captured_step_is_computed_again_where_head_sets_were_too_large(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
