@@ -132,6 +132,19 @@ def test_of_several_places_the_one_that_is_near_is_named(wrong: str, meant: str)
         load_config(RunConfig, [], [f"{wrong}=1"])
 
 
+def test_a_path_at_home_is_no_folder_named_by_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = load_config(
+        RunConfig,
+        [],
+        ["output_dir=~/runs", "stream.location=~/stream", "evaluation.prompts=~/p.jsonl", "sampling.stop=~/"],
+    )
+    assert config.output_dir == Path("/home/ada/runs")
+    assert (config.stream.location, config.evaluation.prompts) == ("/home/ada/stream", Path("/home/ada/p.jsonl"))
+    assert config.sampling.stop == ("~/",)
+    assert load_config(RunConfig, [], ["output_dir=a~/b"]).output_dir == Path("a~/b")
+
+
 def test_the_check_finds_wrong_objectives_wherever_they_stand(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
