@@ -80,9 +80,12 @@ def networks_of(config: RunConfig) -> list[NetworkConfig]:
 def estimate_sampling(config: RunConfig, work: SamplingWork, machines: Machines) -> SamplingEstimate:
     """What sampling takes with one copy of the networks on each device."""
     named = networks_of(config)
+    if not named:
+        raise ConfigError("models names no network; set models.aligned.source and models.base.source")
     if len(named) != len(config.sampling.weights):
         raise ConfigError(
-            f"sampling.weights has {len(config.sampling.weights)} entries, and models names {len(named)} networks"
+            f"sampling.weights has {len(config.sampling.weights)} entries, and models names {len(named)} network(s); "
+            "give one weight for each"
         )
     sizes = _sizes(config, named, work.like)
     width = _WIDTHS[config.models.dtype]

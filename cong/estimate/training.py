@@ -78,7 +78,10 @@ def estimate_training(config: RunConfig, work: TrainingWork, machines: Machines)
             f"train.backend is 'torch', which uses 1 device, and {machines.num_devices} are given; take deepspeed"
         )
     otherwise = size_like(work.like) if work.like else None
-    size = size_of(train.network if train.network.source else config.models.strong, config.models, otherwise)
+    trained = train.network if train.network.source else config.models.strong
+    if not trained.source and otherwise is None:
+        raise ConfigError("there is nothing to train: give train.network.source or models.strong.source")
+    size = size_of(trained, config.models, otherwise)
     num_trained = size.num_parameters if train.lora is None else size.num_lora(train.lora.rank)
     is_paired = train.data.kind != "stream"
     num_sequences = work.num_examples * (2 if is_paired else 1)

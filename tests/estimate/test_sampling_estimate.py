@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cong.cli import main
 from cong.config import RunConfig, load_config
 from cong.config.stream import WriteSettings
 from cong.errors import ConfigError
@@ -94,8 +95,20 @@ def test_what_does_not_fit_is_refused() -> None:
         estimate_sampling(pair("Qwen2.5-7B"), SamplingWork(1), machines("L4"))
 
 
+@pytest.mark.parametrize(
+    ("what", "remedy"),
+    [
+        ("sampling", "models names no network; set models.aligned.source and models.base.source"),
+        ("training", "there is nothing to train: give train.network.source or models.strong.source"),
+    ],
+)
+def test_without_a_network_it_is_said_what_to_set(what: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", what, "--num", "10", "--accelerator", "H100"]) == 2
+    assert remedy in capsys.readouterr().err
+
+
 def test_weights_and_networks_must_go_together() -> None:
-    with pytest.raises(ConfigError, match="1 entries, and models names 2 networks"):
+    with pytest.raises(ConfigError, match=r"1 entries, and models names 2 network\(s\); give one weight for each"):
         estimate_sampling(pair(sampling__weights="[1.0]"), SamplingWork(1), WHOLE)
 
 
