@@ -19,6 +19,7 @@ from types import FrameType
 
 from cong.config import RunConfig, load_config
 from cong.errors import CongError, MissingExtra
+from cong.wording import brought_by
 from jobs.followed import JobFailed, Jobs
 from jobs.machine import Machine, free_port, joined
 from jobs.planning import placed
@@ -176,6 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             # What a job starts as `python`, and the `ray` of this environment.
             os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
             os.environ.setdefault("OMP_NUM_THREADS", "1")
+            with brought_by("dev"):
+                import grpc  # noqa: F401  (Ray's client connects by it)
+                import ray  # noqa: F401  (only to see that both are there)
             run(config, Path(folder))
         return EXIT_DONE
     except KeyboardInterrupt:

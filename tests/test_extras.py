@@ -95,6 +95,7 @@ def test_the_extra_that_the_quickstart_installs_is_enough_for_its_commands(tmp_p
         ("serve.http", ["--dry-run"], "serve"),
         ("jobs.train", ["--set", "train.network.source=x", "--local"], "train"),
         ("jobs.train", ["--submit", "http://127.0.0.1:1"], "train"),
+        ("jobs.demo", [], "dev"),
         (
             "cong.cli",
             ["sample", "--url", "http://127.0.0.1:1", "--prompts", "prompts.txt", "--out", "x.jsonl"],
