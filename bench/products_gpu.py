@@ -184,9 +184,12 @@ def main() -> int:
             "torch sees no CUDA device here; run this where there is one, or try it with --device cpu", file=sys.stderr
         )
         return 2
-    rows = [measure(name, each, options) for name in options.shapes for each in options.rows]
-    if options.json:
-        write_json(options.json, {"conditions": conditions(), "options": vars(options) | {"json": None}, "rows": rows})
+    facts = {"conditions": conditions(), "options": vars(options) | {"json": None}}
+    rows = []
+    for name in options.shapes:
+        rows += [measure(name, each, options) for each in options.rows]
+        if options.json:
+            write_json(options.json, facts | {"rows": rows})
     show(rows, Console(width=140))
     return 0
 
