@@ -41,8 +41,11 @@ class CapturedSteps:
 
 def capture_steps(run: Run, limits: StepLimits, device: torch.device) -> CapturedSteps | None:
     """The graphs, or None, with a warning, where the networks' code cannot be captured."""
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     try:
         return CapturedSteps(run, limits, device)
     except RuntimeError as error:
+        if stream is not None:  # a capture that fails leaves its own as the current one
+            torch.cuda.set_stream(stream)
         logger.warning("steps are launched operator by operator, which is slower; capturing them failed: %s", error)
         return None
