@@ -240,3 +240,6 @@ if __name__ == "__main__":
             compute_adam_by_extension(Path(results))
     if dist.is_initialized():
         dist.destroy_process_group()
+    # All is done and told; a library's thread that comes back to an interpreter that is gone would abort the process.
+    sys.stdout.flush()
+    os._exit(0)
