@@ -207,7 +207,8 @@ def test_overload_is_answered_with_429_and_the_time_to_come_back(service: Deploy
     short = {**LONG, "deadline_s": 3.0}
     with service.http() as http, ThreadPoolExecutor(12) as pool:
         replies = [call.result() for call in [pool.submit(http.post, "/sample", json=short) for _ in range(12)]]
-    assert {reply.status_code for reply in replies} == {200, 429}
+    # Where something else keeps the processors busy, nothing may have been drawn when the deadline passes: 408.
+    assert {429} < {reply.status_code for reply in replies} <= {200, 408, 429}
     refused = [reply for reply in replies if reply.status_code == 429]
     assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
     assert all(reply.json()["error"]["type"] == "rate_limit_error" for reply in refused)
