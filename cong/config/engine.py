@@ -50,4 +50,5 @@ class EngineConfig(Settings):
     """On a GPU, compute a layer's products of one input, such as queries, keys and values, at once: fewer and
     larger kernels over the same weights."""
     looks_ahead: bool = True
-    """On a GPU, begin a step of decoding before the tokens of the one before it have arrived: the GPU never waits."""
+    """On a GPU, begin a step of decoding before the tokens of the one before it have arrived, so that it does not wait
+    for the host."""
