@@ -10,7 +10,7 @@ out=docs/results
 case ${1:-tests} in tests | engine | products | ways | train) ;; *) out=$1; shift ;; esac
 if [ $# -eq 0 ]; then set -- tests engine products ways train; fi
 for part; do
-  case $part in tests | engine | products | ways | train) ;; *) echo "no such part: $part" >&2; exit 2 ;; esac
+  case $part in tests | engine | products | ways | train) ;; *) echo "no such part: $part; give some of tests, engine, products, ways, train" >&2; exit 2 ;; esac
 done
 python=${PYTHON:-python3}
 mkdir -p "$out"

@@ -267,8 +267,8 @@ def packed_agrees(shape: str, device: str, vocab: int) -> dict[str, float]:
     return {"loss_padded": padded, "loss_packed": packed, "gradients_apart": apart.item()}
 
 
-def main() -> None:
-    """Measure and show."""
+def parse() -> argparse.Namespace:
+    """What is asked; refused where no row is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seconds", type=float, default=150.0, help="for everything together")
@@ -279,6 +279,15 @@ def main() -> None:
     parser.add_argument("--median-tokens", type=int, default=256)
     parser.add_argument("--profile", action="store_true", help="show the kernels of one row instead")
     arguments = parser.parse_args()
+    if not rows_of(arguments.shapes, arguments.rows):
+        names = ", ".join(f"{row.shape} {row.name}" for row in rows_of(arguments.shapes, ""))
+        parser.error(f"--rows {arguments.rows!r} names none of: {names}")
+    return arguments
+
+
+def main() -> None:
+    """Measure and show."""
+    arguments = parse()
     started_s = time.perf_counter()
     device, median = arguments.device, arguments.median_tokens
     before = {**conditions(), "peak_tflops": peak_operations_per_s(torch.device(device), "bfloat16") / 1e12}

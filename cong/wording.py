@@ -64,6 +64,8 @@ _TAGS = ("constrained-", "function-", "tuple[", "list[", "dict[", "nullable[", "
 _WORDS = (
     ("Value error, ", ""),
     (" or object to extract fields from", ""),
+    ("a valid boolean, unable to interpret input", "true or false"),
+    ("a valid boolean", "true or false"),
     ("Tuple should", "It should"),
     ("a valid tuple", "a valid list"),
     (", unable to parse raw data as a unicode string", " of whole characters; it holds half of a surrogate pair"),

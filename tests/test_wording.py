@@ -38,6 +38,11 @@ def test_a_list_that_is_short_by_itself_is_told() -> None:
     ]
 
 
+@pytest.mark.parametrize("value", ["perhaps", [], 2])
+def test_yes_or_no_is_asked_for_as_it_is_written(value: object) -> None:
+    assert found(SamplingParameters, {"ignore_eos": value}) == [("ignore_eos", "Input should be true or false")]
+
+
 def test_names_are_those_of_fields_and_not_of_the_branches_of_a_union() -> None:
     ((name, words),) = found(CompletionRequest, {"model": "m", "prompt": "a", "stop": {}})
     assert (name, words) == ("stop", "Input should be a valid string, or: Input should be a valid list")
