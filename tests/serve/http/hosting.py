@@ -1,16 +1,21 @@
 """The application with a real engine behind it: in process, or on a real server on this machine."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import uvicorn
+import yaml
 
 from cong.config.service import ServiceConfig
 from cong.engine import Engine, EngineProtocol
@@ -18,7 +23,8 @@ from cong.schemas import SamplingParameters
 from cong.service import Archive, SampleService, facts_of
 from serve.http import create_app
 from tests.engine.conftest import World
-from tests.service.serving import DEFAULTS, ENGINE, LIMIT_S, pair, serving, until
+from tests.service.serving import CHAT_TEMPLATE, DEFAULTS, ENGINE, LIMIT_S, pair, serving, until
+from tests.test_house import ROOT
 
 BASE_URL = "http://cong.test"
 
@@ -79,6 +85,45 @@ def server(
         thread.join(2 * LIMIT_S)
         listening.close()
         assert not thread.is_alive(), "the server does not stop"
+
+
+def settings_file(world: World, folder: Path, sampling: dict[str, Any] | None = None, **service: Any) -> Path:
+    """What `python -m serve.http` is given for a tiny pair."""
+    template = folder / "template.jinja"
+    template.write_text(CHAT_TEMPLATE)
+    content = {
+        "num_threads": 1,
+        "models": {
+            "aligned": {"source": str(world.folder("llama", 1))},
+            "base": {"source": str(world.folder("llama", 2))},
+            "dtype": "float32",
+            "chat_template": str(template),
+        },
+        "engine": {"kv_memory_bytes": 1 << 22, "kernel": "torch"},
+        "stream": {"location": str(folder / "stream")},
+        "sampling": sampling or {},
+        "service": {"port": 0, "may_store_prompts": True, "drain_s": 10.0} | service,
+    }
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+@contextmanager
+def command(settings: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
+    """`python -m serve.http` as a process of its own; its address, the process and its log."""
+    log = settings.with_name("log")
+    words = [sys.executable, "-m", "serve.http", "--config", str(settings)]
+    with log.open("wb") as sink:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(words, stderr=sink, stdout=sink, cwd=ROOT, env=environment)
+    try:
+        wait_until(lambda: "running on http" in log.read_text() or process.poll() is not None, 2 * LIMIT_S)
+        assert process.poll() is None, log.read_text()
+        yield log.read_text().split("running on ")[1].split()[0], process, log
+    finally:
+        process.kill()
+        process.wait(LIMIT_S)
 
 
 def wait_until(is_so: Any, limit_s: float = LIMIT_S) -> None:
