@@ -16,11 +16,12 @@ _BLOCK_BYTES = 8 << 20
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an error of the system the name of the file that it is about: a write that fails tells none."""
+    """Give an error of the system the name of the file that it is about: it tells none, or a passing hidden one."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        is_told = error.filename is not None and not Path(os.fsdecode(error.filename)).name.startswith(".")
+        if is_told or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -91,13 +92,13 @@ def write_file(path: Path, content: bytes) -> None:
     """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with naming(path):
+    with naming(path):
+        try:
             write_inside(temporary, content)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+            temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def json_bytes(value: Any) -> bytes:
