@@ -8,9 +8,9 @@ first network.
 import hashlib
 import json
 import math
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 SCHEMA_VERSION = 1
 """Version of every record written today; readers accept this one and all before it."""
@@ -48,6 +48,25 @@ class Record(BaseModel):
     """A frozen value that refuses fields it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field takes a number, or a number or nothing."""
+    return annotation in (int, float) or any(_is_number(inner) for inner in get_args(annotation)[:1])
+
+
+class Input(Record):
+    """A record that people and programs write by hand: yes and no do not pass for 1 and 0.
+
+    YAML reads yes, no, on and off as truth values, and JSON's true is one letter more than a mistake.
+    """
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and _is_number(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError("is yes or no, and a number is needed")
+        return value
 
 
 def canonical_json(value: Any) -> str:
@@ -100,7 +119,7 @@ def alpha_weights(alpha: float) -> tuple[float, float]:
     return (1.0, alpha - 1.0)
 
 
-class SamplingParameters(Record):
+class SamplingParameters(Input):
     """How tokens are drawn: per request, and part of a sample's identity.
 
     The defaults contrast a pair at the method's strength and change nothing else. Input may say `alpha` instead of
@@ -200,7 +219,7 @@ class NetworkIdentity(Record):
     fingerprint: Identifier
 
 
-class SampleRequest(Record):
+class SampleRequest(Input):
     """Samples wanted for one prompt."""
 
     prompt: Prompt
@@ -308,7 +327,7 @@ class PreferenceRecord(Record):
     """Factor of the pair's loss."""
 
 
-class ScoreRequest(Record):
+class ScoreRequest(Input):
     """A text whose tokens are to be scored under every network of the deployment."""
 
     prompt: Prompt

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cong.schemas import Identifier, Prompt, Record, SampleRecord, SamplingParameters, Score, ScoreRequest
+from cong.schemas import Identifier, Input, Prompt, Record, SampleRecord, SamplingParameters, Score, ScoreRequest
 
 StoreLevel = Literal["none", "local", "shared"]
 """none: not kept. local: survives a crash of the replica's machine. shared: survives the loss of it."""
@@ -39,7 +39,7 @@ EVENT_STREAM = "text/event-stream"
 """Streaming answers come in this form to whoever accepts it."""
 
 
-class SampleCall(Record):
+class SampleCall(Input):
     """Body of `POST /sample`."""
 
     prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=MAX_PROMPTS)
@@ -159,7 +159,7 @@ class EndEvent(Record):
 StreamEvent = Annotated[TokenEvent | SampleEvent | EndEvent, Field(discriminator="event")]
 
 
-class ScoreCall(Record):
+class ScoreCall(Input):
     """Body of `POST /score`."""
 
     items: tuple[ScoreRequest, ...] = Field(min_length=1, max_length=MAX_SCORES)

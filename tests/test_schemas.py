@@ -1,11 +1,13 @@
 """Records: what they refuse, what they keep, and that a key names a question and nothing else."""
 
+import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from cong.schemas import (
     SCHEMA_VERSION,
@@ -20,6 +22,8 @@ from cong.schemas import (
     ScoreRequest,
     sample_key,
 )
+from cong.service.openai import CompletionRequest
+from cong.wire import SampleCall
 
 PAIR = (
     NetworkIdentity(role="aligned", name="a", fingerprint="f1"),
@@ -44,6 +48,24 @@ def record() -> SampleRecord:
         networks=PAIR,
         tokenizer_fingerprint="t",
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "content"),
+    [
+        (SamplingParameters, {"max_tokens": True}),
+        (SamplingParameters, {"temperature": False}),
+        (SampleRequest, {"prompt": {"text": "a"}, "num_samples": True}),
+        (SampleCall, {"prompt": "a", "deadline_s": True}),
+        (SampleCall, {"prompt": "a", "parameters": {"seed": False}}),
+        (CompletionRequest, {"model": "cong", "prompt": "a", "n": True}),
+    ],
+)
+def test_yes_is_no_number(asked: type[BaseModel], content: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="is yes or no, and a number is needed"):
+        asked.model_validate(content)
+    with pytest.raises(ValidationError, match="is yes or no, and a number is needed"):
+        asked.model_validate_json(json.dumps(content))
 
 
 def test_every_record_survives_json() -> None:

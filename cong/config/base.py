@@ -4,21 +4,13 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
+
+from cong.schemas import Input
 
 
-class Settings(BaseModel):
+class Settings(Input):
     """A frozen section of the configuration that refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, no, on and off as truth values, which would pass as 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
-            raise ValueError("is yes or no, and a number is needed")
-        return value
 
     @field_validator("*")
     @classmethod

@@ -7,10 +7,10 @@ change the answer and is not supported is refused by name, and a field that nobo
 import secrets
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from cong.errors import InvalidRequest, NotFound
-from cong.schemas import Identifier, Message, Prompt, SamplingParameters, ScoreRequest, StopString, Text, TokenId
+from cong.schemas import Identifier, Input, Message, Prompt, SamplingParameters, ScoreRequest, StopString, Text, TokenId
 from cong.wire import MAX_PROMPTS, SampleCall, ScoreCall, StoreLevel
 from cong.wording import first_cause
 
@@ -38,8 +38,8 @@ Ignored = Annotated[Any, WithJsonSchema({"description": "taken and ignored"})]
 Unsupported = _only(None)
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class _Request(Input):
+    """A part of what is asked."""
 
 
 class StreamOptions(_Request):
@@ -69,7 +69,7 @@ class _Common(_Request):
     head_lambda: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     method: Identifier | None = None
     """A decoding method by name, instead of alpha and head_lambda."""
-    method_parameters: Annotated[dict[str, float], Field(max_length=16)] = {}
+    method_parameters: dict[str, float] = Field(default_factory=dict, max_length=16)
     top_k: Annotated[int, Field(ge=-1)] | None = None
     """0 and -1 = disabled."""
     repetition_penalty: Annotated[float, Field(gt=0.0, le=100.0)] | None = None
