@@ -87,6 +87,7 @@ DEFAULT = Variant("cong")
 VARIANTS = (
     Variant("one step at a time", {"looks_ahead": False}),
     Variant("products one by one", {"joins_products": False}),
+    Variant("products not shared out", {"shares_products": False}),
     Variant("one network after the other", {"stacks_networks": False}),
     Variant("layers not compiled", {"compiles_layers": False}),
     Variant("no captured graphs", {"captures_graphs": False, "compiles_layers": False}),

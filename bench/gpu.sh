@@ -23,7 +23,7 @@ tests() {
   # The host compiles, and is most of the time, so several processes share the GPU where they can.
   if "$python" -c "import xdist" 2>/dev/null; then pytest+=(-n 4); fi
   "${pytest[@]}" -m gpu tests/engine tests/models tests/train/test_packing.py tests/train/test_torch_backend.py || status=1
-  "${pytest[@]}" tests/engine/test_heads.py tests/engine/test_tiles.py tests/engine/test_joined.py || status=1
+  "${pytest[@]}" tests/engine/test_heads.py tests/engine/test_tiles.py tests/engine/test_joined.py tests/engine/test_few_rows.py || status=1
 }
 
 for part; do

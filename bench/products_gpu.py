@@ -5,8 +5,8 @@
 The weights of a pair, random, of the shapes of real networks; every product of every layer for both networks at once,
 in one captured graph, so that nothing is timed but kernels. "joined" computes q, k and v by one product, and gate and
 up by one: fewer and wider kernels over the same weights, as the engine does. "shared out" takes, for each of these, the
-fastest of torch's product and the plans of bench/few_rows.py, up to 64 rows. The bound is the weights' bytes over the
-nominal bandwidth.
+fastest of torch's product and the plans that the engine would try, up to 64 rows. The bound is the weights' bytes over
+the nominal bandwidth.
 """
 
 import argparse
@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_gpu import SHAPES, nominal_bandwidth
 from workload import conditions, write_json
+
+from cong.engine.gpu.few_rows import Plan, Workspace, multiply, plans_for
 
 Widths = dict[str, tuple[int, int]]
 Multiply = Callable[[Tensor, Tensor], Tensor]
@@ -74,8 +76,8 @@ def make_step(
     ]
 
     def step() -> None:
-        for multiply, hidden, weight in products:
-            multiply(hidden, weight)
+        for product, hidden, weight in products:
+            product(hidden, weight)
 
     if options.device == "cpu":
         return step
@@ -96,18 +98,21 @@ def make_step(
 
 def fastest(size: int, width: int, rows: int, options: argparse.Namespace) -> tuple[str, Multiply]:
     """How to compute one product, and what that is called; every way's answers are compared with torch's."""
-    from few_rows import PLANS, FewRows
-
     kind: Any = {"device": options.device, "dtype": getattr(torch, options.dtype)}
     hidden, weight = torch.randn(2, rows, size, **kind), torch.randn(2, size, width, **kind)
     expected = torch.bmm(hidden.float(), weight.float())
     found: dict[str, Multiply] = {"torch": torch.bmm}
-    for plan in PLANS:
-        multiply = FewRows(plan, weight)
+    meeting = Workspace(weight.device)
+    for plan in plans_for(weight, torch.cuda.get_device_properties(weight.device).multi_processor_count):
+        meeting.make_room(plan, weight)
+
+        def product(hidden: Tensor, weight: Tensor, plan: Plan = plan) -> Tensor:
+            return multiply(hidden, weight, None, plan, meeting.parts, meeting.arrivals)
+
         for _ in range(3):
-            difference = (multiply(hidden, weight).float() - expected).abs().amax() / expected.abs().amax()
+            difference = (product(hidden, weight).float() - expected).abs().amax() / expected.abs().amax()
             assert difference < 0.02, f"{plan} answers differently: {difference} of the largest number"
-        found[f"{plan.num_parts} parts of {plan.tile_outputs}"] = multiply
+        found[str(plan)] = product
     repeats = -(-CACHE_BYTES // weight.nbytes)
     seconds = {
         name: seconds_of(make_step({name: (size, width)}, repeats, rows, options, {(size, width): multiply}), options)
