@@ -42,6 +42,9 @@ def _brought_by(extras: list[str]) -> set[str]:
     while left:
         wanted = left.pop()
         name = canonicalize_name(wanted.name)
+        if name == "cong":
+            left += [Requirement(one) for extra in wanted.extras for one in project["optional-dependencies"][extra]]
+            continue
         if name in found or (wanted.marker is not None and not wanted.marker.evaluate({"extra": ""})):
             continue
         found.add(name)
@@ -111,3 +114,9 @@ def test_a_command_whose_packages_are_not_installed_names_the_extra_in_one_line(
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert f"pip install -c constraints.txt -e '.[{extra}]'" in done.stderr
+
+
+def test_the_jobs_extra_brings_what_the_sampling_job_asks_with(tmp_path: Path) -> None:
+    done = _run("jobs.sample", ["--dry-run"], extras=["train"], folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "sampling_job.prompts.source" in done.stderr.splitlines()[-1]

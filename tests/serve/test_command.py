@@ -28,6 +28,15 @@ LAB = str(DEFAULT_FILE)
 CLUSTER = str(DEFAULT_FILE.with_name("config.yaml"))
 
 
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """The command sets this process's environment for a Ray of its own; tests that follow have theirs."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.mark.parametrize("path", [LAB, CLUSTER])
 def test_a_dry_run_shows_what_it_resolves_to(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", path, "--dry-run", "--set", "engine.max_running=33", "--port", "8111"]) == 0
