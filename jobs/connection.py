@@ -6,10 +6,9 @@ Ray reads its environment when it is imported, so this module imports it only in
 import json
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,40 +30,44 @@ logger = logging.getLogger("jobs")
 @contextmanager
 def connected(config: RunConfig, *, is_local: bool) -> Iterator[None]:
     """Ray for as long as the context lasts; leaving it ends everything that the driver has started."""
-    folder = Path(tempfile.mkdtemp(prefix="cong-ray-", dir="/tmp")) if is_local else None
-    if folder is not None:
-        make_private(folder)
-    with brought_by("train"):
-        import ray
+    with _private_folder() if is_local else nullcontext() as folder:
+        with brought_by("train"):
+            import ray
 
-    try:
-        if folder is not None:
-            job = config.training_job
-            ray.init(
-                "local",
-                num_cpus=max(os.cpu_count() or 1, round(job.num_workers * job.cpus_per_worker + 0.5)),
-                resources={name: amount * job.num_workers for name, amount in job.resources_per_worker.items()},
-                include_dashboard=False,
-                log_to_driver=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                logging_level=logging.WARNING,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(folder),
-            )
-        else:
-            try:
-                # What workers say comes over the board; what Ray's own processes say stays in their logs.
-                ray.init(os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.WARNING)
-            except ConnectionError as error:
-                raise ConfigError(
-                    f"no Ray cluster can be reached ({error}); submit this as a job, start a cluster with "
-                    "`ray start --head`, or give --local"
-                ) from error
-        yield
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            if folder is not None:
+                job = config.training_job
+                ray.init(
+                    "local",
+                    num_cpus=max(os.cpu_count() or 1, round(job.num_workers * job.cpus_per_worker + 0.5)),
+                    resources={name: amount * job.num_workers for name, amount in job.resources_per_worker.items()},
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    logging_level=logging.WARNING,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(folder),
+                )
+            else:
+                try:
+                    # What workers say comes over the board; what Ray's own processes say stays in their logs.
+                    ray.init(os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.WARNING)
+                except ConnectionError as error:
+                    raise ConfigError(
+                        f"no Ray cluster can be reached ({error}); submit this as a job, start a cluster with "
+                        "`ray start --head`, or give --local"
+                    ) from error
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """With the token of a Ray that nobody else may use; its path is short, because those of sockets must be."""
+    with tempfile.TemporaryDirectory(prefix="cong-ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        make_private(Path(folder))
+        yield Path(folder)
 
 
 def add_submit(parser: Any) -> None:

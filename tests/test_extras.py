@@ -116,6 +116,13 @@ def test_a_command_whose_packages_are_not_installed_names_the_extra_in_one_line(
     assert f"pip install -c constraints.txt -e '.[{extra}]'" in done.stderr
 
 
+def test_a_job_that_cannot_start_leaves_no_token_behind(tmp_path: Path) -> None:
+    before = set(Path("/tmp").glob("cong-ray-*"))
+    done = _run("jobs.train", ["--set", "train.network.source=x", "--local"], extras=["report"], folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert set(Path("/tmp").glob("cong-ray-*")) <= before
+
+
 def test_the_jobs_extra_brings_what_the_sampling_job_asks_with(tmp_path: Path) -> None:
     done = _run("jobs.sample", ["--dry-run"], extras=["train"], folder=tmp_path)
     assert done.returncode == 2, done.stderr
