@@ -151,7 +151,7 @@ class Cluster:
         from jobs.machine import free_port
         from serve.__main__ import DEFAULT_FILE
         from serve.files import read_serve_file
-        from serve.local import deploy, wait_running
+        from serve.local import deploy, wait_answering, wait_running
 
         config = self.config("none")
         settings = {
@@ -170,6 +170,7 @@ class Cluster:
         )
         deploy(file)
         wait_running(file.name, LIMIT_S)
+        wait_answering(file.url, LIMIT_S)
         self.url = file.url
 
     def config(self, name: str) -> RunConfig:

@@ -75,7 +75,7 @@ def served(config: RunConfig, aligned: str, screen: Screen) -> Iterator[str]:
     """The pair on Ray Serve; gives its address."""
     from serve.__main__ import DEFAULT_FILE
     from serve.files import read_serve_file
-    from serve.local import deploy, drain, wait_running
+    from serve.local import deploy, drain, wait_answering, wait_running
 
     settings = {
         "uses_lab_pair": False,
@@ -92,6 +92,7 @@ def served(config: RunConfig, aligned: str, screen: Screen) -> Iterator[str]:
     try:
         deploy(file)
         wait_running(file.name, 180.0, lambda status: screen.watch(f"the service is {status.lower()}"))
+        wait_answering(file.url, 60.0)
         screen.say(f"the pair answers at {file.url}")
         yield file.url
     finally:

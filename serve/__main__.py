@@ -97,9 +97,10 @@ def run_in(folder: Path, options: argparse.Namespace) -> int:
             LocalRay,
             deploy,
             describe,
-            drain_and_stop,
+            drain,
             require_room,
             there,
+            wait_answering,
             wait_running,
         )
 
@@ -127,7 +128,9 @@ def run_in(folder: Path, options: argparse.Namespace) -> int:
 
         try:
             wait_running(file.name, options.start_timeout, leave_if_told)
-            for line in summary(describe(file.name)):
+            found = describe(file.name)
+            wait_answering(file.url, options.start_timeout)
+            for line in summary(found):
                 print(line)
             print(first_request(file.url, has_keys=file.args.service.has_keys))
             print(f"logs: {folder}/session_latest/logs/serve")
@@ -143,7 +146,7 @@ def run_in(folder: Path, options: argparse.Namespace) -> int:
         print("draining; Ctrl-C again stops at once", flush=True)
         grace_s = max((one.graceful_shutdown_timeout_s for one in _deployments(file)), default=60.0)
         try:
-            is_drained = drain_and_stop(file.name, grace_s)
+            is_drained = drain(file.name, grace_s)
         except KeyboardInterrupt:
             is_drained = False
     print("stopped" if is_drained else "stopped; requests in flight were cut", flush=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
 import ray
 from ray import serve
 from ray.serve._private.api import serve_start
@@ -24,6 +25,8 @@ LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8265
 OBJECT_STORE_BYTES = 150 << 20
 _OURS = re.compile(r"^cong\.errors\.\w+: (.*?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL)
+_OF_THE_FRONT = (404, 502, 503, 504)
+"""How a proxy answers that knows no replica."""
 _SPARE_S = 15.0
 """For Serve to note that a replica has stopped."""
 
@@ -58,6 +61,8 @@ class LocalRay:
             _node_ip_address=LOOPBACK,
             _temp_dir=str(self._folder),
         )
+        if not self._is_verbose:
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process; replicas have their own
         return self
 
     def __exit__(
@@ -117,6 +122,23 @@ def wait_running(name: str, timeout_s: float, on_wait: Callable[[str], None] = l
         time.sleep(POLL_S)
 
 
+def wait_answering(url: str, timeout_s: float) -> None:
+    """Until requests reach the application: what stands in front of it learns of it after Serve calls it running."""
+    until_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            # Its certificate is for whoever asks by its name.
+            reply = httpx.get(f"{url}/health", timeout=timeout_s, verify=False)
+            if reply.status_code not in _OF_THE_FRONT or (reply.status_code == 404 and "/-/routes" not in reply.text):
+                return
+            found = f"{reply.status_code}: {reply.text.strip()}"
+        except httpx.TransportError as error:
+            found = str(error)
+        if time.monotonic() > until_s:
+            raise DeployFailed(f"nothing is answered at {url} after {timeout_s:g} s ({found}); look into its logs")
+        time.sleep(POLL_S)
+
+
 def describe(name: str, timeout_s: float = 30.0) -> dict[str, Any]:
     """What one of the application's replicas says of itself."""
     found: dict[str, Any] = serve.get_app_handle(name).describe.remote().result(timeout_s=timeout_s)
@@ -130,11 +152,3 @@ def drain(name: str, timeout_s: float) -> bool:
     while name in serve.status().applications and time.monotonic() < until_s:
         time.sleep(POLL_S)
     return name not in serve.status().applications
-
-
-def drain_and_stop(name: str, timeout_s: float) -> bool:
-    """Let requests finish, then stop Serve; whether they all did within the time."""
-    # Serve's own shutdown waits half a minute at most, and cuts what is left then.
-    is_drained = drain(name, timeout_s)
-    serve.shutdown()  # type: ignore[no-untyped-call]
-    return is_drained

@@ -92,7 +92,7 @@ def serve_under_load(folder: Path) -> dict[str, Any]:
 
     from serve.__main__ import DEFAULT_FILE
     from serve.files import read_serve_file
-    from serve.local import deploy, wait_running
+    from serve.local import deploy, wait_answering, wait_running
     from tests.serve.load import under_load
 
     overrides = [f"output_dir={folder / 'serve'}", "resources.custom.sampler=1", "service.max_samples=64"]
@@ -109,6 +109,7 @@ def serve_under_load(folder: Path) -> dict[str, Any]:
     deploy(file)
     wait_running(file.name, 120.0)
     counts = [num_machines("sampler")]
+    wait_answering(file.url, 120.0)  # which a first machine comes for
     with httpx.Client(base_url=file.url, timeout=httpx.Timeout(120.0)) as http:
         with under_load(http, num_at_once=8, body=LONG) as load:
             eventually(lambda: num_machines("sampler") == 2, "two machines for replicas")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from ray import serve
 
 from cong.client import Client, Patience
 from cong.config.serving import IMPORT_PATH
@@ -16,7 +17,7 @@ from cong.service import key_line, new_key
 from serve import __main__ as command
 from serve.app import DEPLOYMENT
 from serve.files import ServeFile, read_serve_file
-from serve.local import deploy, drain_and_stop, wait_running
+from serve.local import deploy, drain, wait_answering, wait_running
 
 LIMIT_S = 150.0
 """Longest wait for anything; reached only where something is broken."""
@@ -89,7 +90,7 @@ class Deployed:
         num_replicas = options.get("num_replicas", 1)
         if "autoscaling_config" not in options:
             eventually(lambda: len(self.replicas()) == num_replicas, f"{num_replicas} replicas")
-        eventually(self.is_answering, "an answer")
+        wait_answering(self.url, LIMIT_S)
 
     def begin(self, *overrides: str, **options: Any) -> None:
         """Deploy and do not wait."""
@@ -97,7 +98,8 @@ class Deployed:
 
     def stop(self) -> None:
         """Drain and shut Serve down."""
-        drain_and_stop(NAME, LIMIT_S)
+        drain(NAME, LIMIT_S)
+        serve.shutdown()  # type: ignore[no-untyped-call]
 
     # Watching.
 

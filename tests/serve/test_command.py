@@ -8,8 +8,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 
 import pytest
 
@@ -18,7 +19,7 @@ from cong.errors import ConfigError
 from cong.schemas import SamplingParameters
 from serve.__main__ import DEFAULT_FILE, build_parser, main
 from serve.front import free_ports
-from serve.local import cause_of, require_room
+from serve.local import DeployFailed, cause_of, require_room, wait_answering
 
 from ..processes import alive, below, kill
 from ..test_house import ROOT
@@ -94,6 +95,51 @@ def test_a_replica_that_this_machine_has_no_room_for_is_refused_and_not_waited_f
         require_room({"num_cpus": 1.0, "num_gpus": 0.0}, {})
 
 
+@contextmanager
+def answering(*replies: tuple[int, str]) -> Iterator[str]:
+    """A server that gives these answers one after the other, and the last again and again."""
+    left = list(replies)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, text = left.pop(0) if len(left) > 1 else left[0]
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+OF_A_PROXY = (404, "Path '/health' not found. Ping http://.../-/routes for available routes.")
+
+
+@pytest.mark.parametrize("last", [(200, "{}"), (404, "an application without it")])
+def test_it_is_ready_once_requests_reach_the_application(last: tuple[int, str]) -> None:
+    with answering(OF_A_PROXY, (503, "no server"), last) as url:
+        wait_answering(url, 60.0)
+    with pytest.raises(DeployFailed, match="nothing is answered at http"):
+        wait_answering(url, 0.1)
+
+
+def test_an_application_that_no_proxy_knows_of_is_told(tmp_path: Path) -> None:
+    with (
+        answering(OF_A_PROXY) as url,
+        pytest.raises(DeployFailed, match=r"after 0\.3 s \(404: Path '/health' not found"),
+    ):
+        wait_answering(url, 0.3)
+
+
 def test_of_a_start_that_failed_our_own_words_are_told_without_the_traceback() -> None:
     said = (
         "The deployment failed to start 3 times in a row. Error:\nRuntimeError: Traceback (most recent call last):\n"
@@ -159,6 +205,7 @@ def test_it_serves_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path) -> Non
     (port,) = free_ports(1)
     with running("--port", str(port), "--num-cpus", "2", folder=tmp_path) as process:
         told = "".join(lines_until(process, "ready"))
+        assert "INFO" not in told
         assert re.search(r"aligned +strong_base .*0\.34 million parameters, fingerprint w1-\w+", told)
         assert re.search(r"memory +[\d,]+ MiB", told)
         assert f"curl -s http://127.0.0.1:{port}/sample" in told
@@ -168,8 +215,8 @@ def test_it_serves_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path) -> Non
             reply = client.sample("Sdbgaf=", parameters=SamplingParameters(max_tokens=4), store="local")
         assert reply.samples[0].stored == "local"
         process.send_signal(signal.SIGINT)
-        said = "".join(lines_until(process, "stopped"))
-        assert "were cut" not in said, "nothing was in flight"
+        said = lines_until(process, "stopped")
+        assert said == ["draining; Ctrl-C again stops at once\n", "stopped\n"], "nothing was in flight"
         assert process.wait(timeout=LIMIT_S) == 0
     eventually(lambda: not alive(started), "every process that it started has ended")
     # Draining closes the stream: its lane says that it is complete.
