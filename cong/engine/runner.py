@@ -87,9 +87,10 @@ class Runner:
         self._captured: CapturedSteps | None = None
         self._compiles_layers = compiles_layers
         if shares_products and self.has_tiles and self.dtype.itemsize == 2:  # wider numbers would lose bits
+            num_processors = torch.cuda.get_device_properties(self.device).multi_processor_count
             timer = DeviceTimer(self.device)
             for stack in self.stacks:
-                share_products(stack.model, torch.cuda.get_device_properties(self.device).multi_processor_count, timer)
+                share_products(stack.model, self.dtype, num_processors, timer)
         if compiles_layers:
             for stack in self.stacks:
                 compile_layers(stack.model, stack.probe.modules)

@@ -23,6 +23,8 @@ from tests.engine.conftest import World
 from tests.engine.test_decoder import answers
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+on_the_cpu = pytest.mark.skipif(DEVICE.type == "cuda", reason="tests/engine/test_gpu.py does it on the device")
+"""Its networks are there, in float32, which a GPU does not share out."""
 
 
 @pytest.mark.parametrize("num_rows", [1, 13, 64])
@@ -88,11 +90,12 @@ def shared(model: nn.Module) -> list[FewRows]:
 IDS = [3 + (7 * position) % 50 for position in range(18)]
 
 
+@on_the_cpu
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "qwen2", "gpt2", "gpt-neox", "opt"])
 def test_a_stack_with_shared_products_answers_as_before(world: World, family: str) -> None:
     runner, plain = runner_of(world, family), runner_of(world, family)
     model = runner.stacks[0].model
-    share_products(model, 8, Clock(0.5))
+    share_products(model, torch.float32, 8, Clock(0.5))
     assert len(shared(model)) >= 2 * 4
     heads = [module for name, module in model.named_modules() if name.endswith(("lm_head", "embed_out"))]
     are_tied = family not in ("llama", "qwen2", "gpt-neox")
@@ -102,27 +105,32 @@ def test_a_stack_with_shared_products_answers_as_before(world: World, family: st
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@on_the_cpu
 def test_a_product_stays_torch_s_where_sharing_is_no_faster(world: World) -> None:
     model = runner_of(world, "llama").stacks[0].model
-    share_products(model, 8, Clock(0.97))
+    share_products(model, torch.bfloat16, 8, Clock(0.5))
+    assert not shared(model), "its weights are of another type"
+    share_products(model, torch.float32, 8, Clock(0.97))
     assert not shared(model)
-    share_products(model, 8, Clock(0.5, limits=(32,)))
+    share_products(model, torch.float32, 8, Clock(0.5, limits=(32,)))
     assert len({id(few) for few in shared(model)}) == 9
     for few in shared(model):
         assert [bool(number) for number in few._plans] == [False] * 2 + [True] * 2 + [False] * 2
 
 
+@on_the_cpu
 def test_a_device_that_refuses_a_kernel_computes_as_before(world: World, caplog: pytest.LogCaptureFixture) -> None:
     def refuses(*_: Any) -> float:
         raise RuntimeError("out of resources")
 
     model = runner_of(world, "llama").stacks[0].model
     with caplog.at_level(logging.WARNING):
-        share_products(model, 8, refuses)
+        share_products(model, torch.float32, 8, refuses)
     assert not shared(model)
     assert "are torch's own: out of resources" in caplog.text
 
 
+@on_the_cpu
 def test_all_layers_share_a_compilation_of_shared_products(world: World) -> None:
     """As many graphs for four layers as for two, whatever the rows."""
     counts = []
@@ -130,7 +138,7 @@ def test_all_layers_share_a_compilation_of_shared_products(world: World) -> None
         torch.compiler.reset()
         runner = runner_of(world, "llama", num_layers)
         model: Any = runner.stacks[0].model
-        share_products(model, 8, Clock(0.5))
+        share_products(model, torch.float32, 8, Clock(0.5))
         counter = CompileCounterWithBackend("eager")
         for layer in next(module for name, module in model.named_modules() if name.endswith(".layers")):
             layer.compile(backend=counter)

@@ -180,6 +180,7 @@ def test_decoding_by_shared_products_stays_near_float32_on_the_cpu(
     engine = Engine(world.networks(*folders, dtype="bfloat16", device="cuda"), COMPILED)
     shared = [module for module in engine._runner.stacks[0].model.modules() if isinstance(module, FewRows)]
     assert len({id(module) for module in shared}) == 2 * 4 + 1, "of every layer, and the head"
+    assert engine._runner._captured is not None
     fixed: dict[str, Any] = {"max_tokens": 20, "min_tokens": 0, "ignore_eos": True, "stop_token_ids": ()}
     requests = random_requests(14, 16, num_networks=2, **fixed)
     records = serve(engine, requests)

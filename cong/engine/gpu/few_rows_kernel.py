@@ -45,7 +45,7 @@ def product_kernel(
         )
         # Read once, and not to push out what is read again.
         weight_BT = tl.load(
-            weight + input_B[:, None] * num_outputs + output_T[None, :],
+            weight + input_B[:, None].to(tl.int64) * num_outputs + output_T[None, :],
             mask=is_input_B[:, None] & is_output_T[None, :],
             other=0.0,
             eviction_policy="evict_first",

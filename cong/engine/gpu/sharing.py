@@ -24,12 +24,12 @@ Timer = Callable[[Product, Ordered[StackedLinear], Tensor], float]
 WORTH = 0.95
 """A plan is taken where it needs at most this share of the time of torch's product: what is as fast stays as it is."""
 _TOLERANCE = 0.02
-_REPEATS = 5
+_ROUNDS, _REPLAYS = 5, 4
 
 
 @torch.inference_mode()
-def share_products(model: nn.Module, num_processors: int, timer: Timer) -> None:
-    """Replace the maps of a stack whose products of few rows are faster shared out."""
+def share_products(model: nn.Module, dtype: torch.dtype, num_processors: int, timer: Timer) -> None:
+    """Replace the maps of a stack, of those with weights of this type, whose products are faster shared out."""
     from triton import TritonError
 
     meeting: Workspace | None = None
@@ -37,7 +37,7 @@ def share_products(model: nn.Module, num_processors: int, timer: Timer) -> None:
     for parent in model.modules():
         for name, child in parent.named_children():
             # What is tied to an embedding lies the other way round.
-            if type(child) is StackedLinear and child.weight_SIO.is_contiguous():
+            if type(child) is StackedLinear and child.weight_SIO.dtype == dtype and child.weight_SIO.is_contiguous():
                 groups[child.weight_SIO.shape, child.bias_S1O is None].append((parent, name, child))
     for group in groups.values():
         linears = list({id(linear): linear for _, _, linear in group}.values())
@@ -109,23 +109,29 @@ class DeviceTimer:
 
     def __call__(self, product: Product, linears: Ordered[StackedLinear], hidden_SNI: Tensor) -> float:
         """Seconds of one, the median of a few rounds over all maps."""
-        side = self._side
-        side.wait_stream(torch.cuda.current_stream(hidden_SNI.device))
+        current = torch.cuda.current_stream(hidden_SNI.device)
+        self._side.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(self._side):
             product(linears[0], hidden_SNI)  # compiles what it needs
         torch.cuda.synchronize(hidden_SNI.device)
-        with torch.cuda.graph(graph, stream=side):
-            for linear in linears:
-                product(linear, hidden_SNI)
+        try:
+            with torch.cuda.graph(graph, stream=self._side):
+                for linear in linears:
+                    product(linear, hidden_SNI)
+        except BaseException:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own as the current one
+            raise
         graph.replay()  # the first is slower
-        return statistics.median(_seconds_of(graph) for _ in range(_REPEATS)) / len(linears)
+        return statistics.median(_seconds_of(graph) for _ in range(_ROUNDS)) / len(linears)
 
 
 def _seconds_of(graph: torch.cuda.CUDAGraph) -> float:
+    """Of a replay, one of several behind each other, so that launching them takes no part."""
     begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begun.record()
-    graph.replay()
+    for _ in range(_REPLAYS):
+        graph.replay()
     ended.record()
     ended.synchronize()
-    return float(begun.elapsed_time(ended)) / 1e3
+    return float(begun.elapsed_time(ended)) / 1e3 / _REPLAYS
