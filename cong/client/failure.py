@@ -34,6 +34,9 @@ DEFAULT_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 86_400.0
 _EXCERPT_CHARS = 200
 
+_PAGE_OF_ROUTES = "/-/routes"
+"""Where the proxies of Ray Serve point that have no replica for a path, as from their start until they hear of one."""
+
 _PROMPT_TOO_LONG = ("prompt_too_long", "context_length_exceeded")
 
 
@@ -139,6 +142,9 @@ def _without_document(head: Head, body: bytes, url: str, retry_after_s: float | 
     text = "".join(c if c.isprintable() else " " for c in body[: 4 * _EXCERPT_CHARS].decode("utf-8", "replace"))
     said = f"status {head.status}" + (f", {text[:_EXCERPT_CHARS].strip()!r}" if text.strip() else "")
     kind = _BY_STATUS.get(head.status)
+    if head.status == 404 and _PAGE_OF_ROUTES in text:
+        kind = "unavailable_error"
+        said += "; the proxy there knows the way to no service, which passes where one starts; check the address"
     if kind is not None:
         return _failure(kind, said, None, None, f"{url}: ", "", retry_after_s)
     if head.status >= 500:

@@ -44,6 +44,7 @@ PATIENCE = Patience(total_s=60.0, max_tries=4, first_pause_s=0.5, max_pause_s=2.
         httpx.RemoteProtocolError("server disconnected without sending a response"),
         httpx.Response(429),
         httpx.Response(502, text="bad gateway"),
+        httpx.Response(404, text="Path '/sample' not found. Ping http://.../-/routes for available routes."),
         httpx.Response(503),
         httpx.Response(504),
         httpx.Response(500, text="Internal Server Error"),
@@ -111,6 +112,12 @@ def test_the_key_is_new_in_every_call_and_can_be_given(face: Face) -> None:
     asker.sample("hello", idempotency_key="mine")
     assert len({*service.keys}) == 3
     assert service.keys[2] == "mine"
+
+
+def test_a_proxy_without_a_service_is_told_with_the_address(face: Face) -> None:
+    path = httpx.Response(404, text="Path '/v2/sample' not found. Ping http://.../-/routes for available routes.")
+    with pytest.raises(Unavailable, match=r"no service, which passes where one starts; check the address \(given up"):
+        face(Script(path), PATIENCE).sample("hello")
 
 
 def test_tries_end_by_number(face: Face) -> None:
