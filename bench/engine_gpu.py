@@ -38,6 +38,7 @@ from cong.models import Architecture, Network, NetworkSet, join_networks
 from cong.models.artefact import Artefact
 from cong.models.tokenizer import Tokenizer, load_tokenizer
 from cong.schemas import Prompt, Role, SamplingParameters
+from cong.telemetry import configure_logging
 
 NOMINAL_BYTES_PER_S = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.04e12}
 BYTES_PER_LOGIT = 6
@@ -401,6 +402,7 @@ def main() -> int:
         print("torch sees no CUDA device here; run this where there is one", file=sys.stderr)
         return 2
     transformers.logging.set_verbosity_error()
+    configure_logging("INFO")  # how products are computed, and what could not be captured
     console = Console(width=180)
     copied = copy_bandwidth()
     console.print(f"{torch.cuda.get_device_name()}: a copy moves {copied / 1e12:.2f} TB/s")
