@@ -89,10 +89,14 @@ def served(config: RunConfig, aligned: str, screen: Screen) -> Iterator[str]:
     overrides = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
     file = read_serve_file(DEFAULT_FILE, overrides, {"port": free_port()})
     screen.say(f"deploying the pair on Ray Serve, from {DEFAULT_FILE.name}")
+
+    def watch(status: str) -> None:
+        screen.watch(f"the service is {status.lower()}")
+
     try:
         deploy(file)
-        wait_running(file.name, 180.0, lambda status: screen.watch(f"the service is {status.lower()}"))
-        wait_answering(file.url, 60.0)
+        wait_running(file.name, 180.0, watch)
+        wait_answering(file.url, 60.0, watch)
         screen.say(f"the pair answers at {file.url}")
         yield file.url
     finally:

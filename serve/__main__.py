@@ -129,7 +129,7 @@ def run_in(folder: Path, options: argparse.Namespace) -> int:
         try:
             wait_running(file.name, options.start_timeout, leave_if_told)
             found = describe(file.name)
-            wait_answering(file.url, options.start_timeout)
+            wait_answering(file.url, options.start_timeout, leave_if_told)
             for line in summary(found):
                 print(line)
             print(first_request(file.url, has_keys=file.args.service.has_keys))

@@ -17,6 +17,7 @@ import ray
 from ray import serve
 from ray.serve._private.api import serve_start
 
+from cong.client import Client
 from cong.errors import ConfigError, CongError
 from serve.files import ServeFile
 
@@ -25,8 +26,6 @@ LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8265
 OBJECT_STORE_BYTES = 150 << 20
 _OURS = re.compile(r"^cong\.errors\.\w+: (.*?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL)
-_OF_THE_FRONT = (404, 502, 503, 504)
-"""How a proxy answers that knows no replica."""
 _SPARE_S = 15.0
 """For Serve to note that a replica has stopped."""
 
@@ -122,21 +121,16 @@ def wait_running(name: str, timeout_s: float, on_wait: Callable[[str], None] = l
         time.sleep(POLL_S)
 
 
-def wait_answering(url: str, timeout_s: float) -> None:
+def wait_answering(url: str, timeout_s: float, on_wait: Callable[[str], None] = lambda _: None) -> None:
     """Until requests reach the application: what stands in front of it learns of it after Serve calls it running."""
-    until_s = time.monotonic() + timeout_s
-    while True:
-        try:
-            # Its certificate is for whoever asks by its name.
-            reply = httpx.get(f"{url}/health", timeout=timeout_s, verify=False)
-            if reply.status_code not in _OF_THE_FRONT or (reply.status_code == 404 and "/-/routes" not in reply.text):
-                return
-            found = f"{reply.status_code}: {reply.text.strip()}"
-        except httpx.TransportError as error:
-            found = str(error)
-        if time.monotonic() > until_s:
-            raise DeployFailed(f"nothing is answered at {url} after {timeout_s:g} s ({found}); look into its logs")
-        time.sleep(POLL_S)
+
+    def pause(seconds: float) -> None:
+        on_wait("RUNNING")
+        time.sleep(seconds)
+
+    # Its certificate is for whoever asks by its name.
+    with Client(url, transport=httpx.HTTPTransport(verify=False), sleep=pause) as client:
+        client.wait_ready(timeout_s)
 
 
 def describe(name: str, timeout_s: float = 30.0) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from threading import Thread, Timer
 import pytest
 
 from cong.client import Client
-from cong.errors import ConfigError
+from cong.errors import ConfigError, Unavailable
 from cong.schemas import SamplingParameters
 from serve.__main__ import DEFAULT_FILE, build_parser, main
 from serve.front import free_ports
-from serve.local import DeployFailed, cause_of, require_room, wait_answering
+from serve.local import cause_of, require_room, wait_answering
 
 from ..processes import alive, below, kill
 from ..test_house import ROOT
@@ -124,20 +124,22 @@ def answering(*replies: tuple[int, str]) -> Iterator[str]:
 OF_A_PROXY = (404, "Path '/health' not found. Ping http://.../-/routes for available routes.")
 
 
-@pytest.mark.parametrize("last", [(200, "{}"), (404, "an application without it")])
-def test_it_is_ready_once_requests_reach_the_application(last: tuple[int, str]) -> None:
-    with answering(OF_A_PROXY, (503, "no server"), last) as url:
+def test_it_is_ready_once_requests_reach_the_application() -> None:
+    with answering(OF_A_PROXY, (503, "no server"), (200, '{"status": "ok"}')) as url:
         wait_answering(url, 60.0)
-    with pytest.raises(DeployFailed, match="nothing is answered at http"):
+    with pytest.raises(Unavailable, match=r"is not ready after 0\.1 s: .*no connection"):
         wait_answering(url, 0.1)
 
 
-def test_an_application_that_no_proxy_knows_of_is_told(tmp_path: Path) -> None:
-    with (
-        answering(OF_A_PROXY) as url,
-        pytest.raises(DeployFailed, match=r"after 0\.3 s \(404: Path '/health' not found"),
-    ):
-        wait_answering(url, 0.3)
+def test_waiting_for_an_application_that_no_proxy_knows_of_ends_and_can_be_ended() -> None:
+    def leave(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with answering(OF_A_PROXY) as url:
+        with pytest.raises(Unavailable, match=r"after 0\.3 s: .*status 404, \"Path '/health' not found"):
+            wait_answering(url, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            wait_answering(url, 60.0, leave)
 
 
 def test_of_a_start_that_failed_our_own_words_are_told_without_the_traceback() -> None:
