@@ -88,7 +88,6 @@ DEFAULT = Variant("cong")
 VARIANTS = (
     Variant("one step at a time", {"looks_ahead": False}),
     Variant("products one by one", {"joins_products": False}),
-    Variant("products not shared out", {"shares_products": False}),
     Variant("one network after the other", {"stacks_networks": False}),
     Variant("layers not compiled", {"compiles_layers": False}),
     Variant("no captured graphs", {"captures_graphs": False, "compiles_layers": False}),
@@ -402,7 +401,7 @@ def main() -> int:
         print("torch sees no CUDA device here; run this where there is one", file=sys.stderr)
         return 2
     transformers.logging.set_verbosity_error()
-    configure_logging("INFO")  # how products are computed, and what could not be captured
+    configure_logging("INFO")  # what could not be captured
     console = Console(width=180)
     copied = copy_bandwidth()
     console.print(f"{torch.cuda.get_device_name()}: a copy moves {copied / 1e12:.2f} TB/s")

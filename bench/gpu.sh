@@ -21,9 +21,9 @@ tests() {
   # Warnings of other versions of torch are no failures here.
   local pytest=("$python" -m pytest -q -W default -p no:cacheprovider --durations=5)
   # The host compiles, and is most of the time, so several processes share the GPU where they can.
-  if "$python" -c "import xdist" 2>/dev/null; then pytest+=(-n 4); fi
+  if "$python" -c "import xdist" 2>/dev/null; then pytest+=(-n 8); fi
   "${pytest[@]}" -m gpu tests/engine tests/models tests/train/test_packing.py tests/train/test_torch_backend.py || status=1
-  "${pytest[@]}" tests/engine/test_heads.py tests/engine/test_tiles.py tests/engine/test_joined.py tests/engine/test_few_rows.py || status=1
+  "${pytest[@]}" tests/engine/test_heads.py tests/engine/test_tiles.py tests/engine/test_joined.py || status=1
 }
 
 for part; do

@@ -4,9 +4,8 @@
 
 The weights of a pair, random, of the shapes of real networks; every product of every layer for both networks at once,
 in one captured graph, so that nothing is timed but kernels. "joined" computes q, k and v by one product, and gate and
-up by one: fewer and wider kernels over the same weights, as the engine does. "shared out" takes, for each of these, the
-fastest of torch's product and the plans that the engine would try, up to 64 rows. The bound is the weights' bytes over
-the nominal bandwidth.
+up by one: fewer and wider kernels over the same weights, as the engine does. The bound is the weights' bytes over the
+nominal bandwidth.
 """
 
 import argparse
@@ -20,20 +19,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_gpu import SHAPES, nominal_bandwidth
 from workload import conditions, write_json
 
-from cong.engine.gpu.few_rows import Plan, Workspace, multiply, plans_for
-
 Widths = dict[str, tuple[int, int]]
-Multiply = Callable[[Tensor, Tensor], Tensor]
-WAYS = ("one by one", "joined", "shared out")
-CACHE_BYTES = 2**27
-"""More than a GPU keeps near its processors: a product that is repeated over as many weights reads them from memory."""
+WAYS = ("one by one", "joined")
 
 
 def widths_of(shape: dict[str, Any]) -> Widths:
@@ -63,21 +56,19 @@ def joined(widths: Widths) -> Widths:
     }
 
 
-def make_step(
-    widths: Widths, num_layers: int, rows: int, options: argparse.Namespace, ways: dict[tuple[int, int], Multiply]
-) -> Callable[[], Any]:
-    """All products of a step, each reading weights of its own; torch's, but for the widths in `ways`."""
+def make_step(widths: Widths, num_layers: int, rows: int, options: argparse.Namespace) -> Callable[[], Any]:
+    """All products of a step, each reading weights of its own."""
     kind: Any = {"device": options.device, "dtype": getattr(torch, options.dtype)}
     inputs = {size: torch.randn(2, rows, size, **kind) for size, _ in widths.values()}
     products = [
-        (ways.get((size, width), torch.bmm), inputs[size], torch.randn(2, size, width, **kind))
+        (inputs[size], torch.randn(2, size, width, **kind))
         for _ in range(num_layers)
         for size, width in widths.values()
     ]
 
     def step() -> None:
-        for product, hidden, weight in products:
-            product(hidden, weight)
+        for hidden, weight in products:
+            torch.bmm(hidden, weight)
 
     if options.device == "cpu":
         return step
@@ -94,32 +85,6 @@ def make_step(
         graph.replay()
 
     return replay
-
-
-def fastest(size: int, width: int, rows: int, options: argparse.Namespace) -> tuple[str, Multiply]:
-    """How to compute one product, and what that is called; every way's answers are compared with torch's."""
-    kind: Any = {"device": options.device, "dtype": getattr(torch, options.dtype)}
-    hidden, weight = torch.randn(2, rows, size, **kind), torch.randn(2, size, width, **kind)
-    expected = torch.bmm(hidden.float(), weight.float())
-    found: dict[str, Multiply] = {"torch": torch.bmm}
-    meeting = Workspace(weight.device)
-    for plan in plans_for(weight, torch.cuda.get_device_properties(weight.device).multi_processor_count):
-        meeting.make_room(plan, weight)
-
-        def product(hidden: Tensor, weight: Tensor, plan: Plan = plan) -> Tensor:
-            return multiply(hidden, weight, None, plan, meeting.parts, meeting.arrivals)
-
-        for _ in range(3):
-            difference = (product(hidden, weight).float() - expected).abs().amax() / expected.abs().amax()
-            assert difference < 0.02, f"{plan} answers differently: {difference} of the largest number"
-        found[str(plan)] = product
-    repeats = -(-CACHE_BYTES // weight.nbytes)
-    seconds = {
-        name: seconds_of(make_step({name: (size, width)}, repeats, rows, options, {(size, width): multiply}), options)
-        for name, multiply in found.items()
-    }
-    best = min(seconds, key=lambda name: seconds[name])
-    return best, found[best]
 
 
 def seconds_of(step: Callable[[], Any], options: argparse.Namespace) -> float:
@@ -142,20 +107,10 @@ def measure(name: str, rows: int, options: argparse.Namespace) -> dict[str, Any]
     size = torch.finfo(getattr(torch, options.dtype)).bits // 8
     num_bytes = 2 * num_layers * size * sum(inputs * outputs for inputs, outputs in widths.values())
     found = {
-        way: seconds_of(make_step(these, num_layers, rows, options, {}), options)
+        way: seconds_of(make_step(these, num_layers, rows, options), options)
         for way, these in (("one by one", widths), ("joined", joined(widths)))
     }
-    names = {}
-    if options.device != "cpu" and rows <= 64:
-        try:
-            best = {each: fastest(*each, rows, options) for each in set(joined(widths).values())}
-            names = {product: best[each][0] for product, each in joined(widths).items()}
-            ways = {each: multiply for each, (_, multiply) in best.items()}
-            found["shared out"] = seconds_of(make_step(joined(widths), num_layers, rows, options, ways), options)
-        except Exception as error:  # noqa: BLE001 a candidate that fails is named and left out
-            print(f"{name}, {rows} rows: products are not shared out: {error!r}", file=sys.stderr)
     row: dict[str, Any] = {"shape": name, "rows": rows, "layers": num_layers, "seconds": found, "bytes": num_bytes}
-    row["products"] = names
     if options.device != "cpu":
         row["share_of_nominal"] = {way: num_bytes / nominal_bandwidth() / each for way, each in found.items()}
     return row

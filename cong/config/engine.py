@@ -49,9 +49,6 @@ class EngineConfig(Settings):
     joins_products: bool = True
     """On a GPU, compute a layer's products of one input, such as queries, keys and values, at once: fewer and
     larger kernels over the same weights."""
-    shares_products: bool = True
-    """On a GPU, in 16 bits and captured graphs, compute products of up to 64 rows by kernels whose programs share out
-    the inputs too, where that is faster; each is timed at start."""
     looks_ahead: bool = True
     """On a GPU, begin a step of decoding before the tokens of the one before it have arrived, so that it does not wait
     for the host."""

@@ -48,7 +48,6 @@ class Engine:
             kernel=config.kernel,
             compiles_layers=is_on_gpu and config.compiles_layers,
             joins_products=is_on_gpu and config.joins_products,
-            shares_products=is_on_gpu and config.captures_graphs and config.shares_products,
         )
         num_blocks = plan_blocks(self._runner, networks, config)
         longest = min(networks.context_length or num_blocks * config.block_size, num_blocks * config.block_size)

@@ -18,7 +18,6 @@ from cong.engine.cpu.decoder import compile_decoder
 from cong.engine.cpu.library import has_kernel
 from cong.engine.gpu.captured import CapturedSteps, StepLimits, capture_steps
 from cong.engine.gpu.compiled_layers import compile_layers
-from cong.engine.gpu.sharing import DeviceTimer, share_products
 from cong.engine.gpu.tiles import has_tiles, lay_out_tiles
 from cong.engine.grouping import build_stacks
 from cong.engine.plain.layout import lay_out_plainly
@@ -75,7 +74,6 @@ class Runner:
         kernel: KernelChoice = "auto",
         compiles_layers: bool = False,
         joins_products: bool = False,
-        shares_products: bool = False,
     ) -> None:
         self.num_networks = len(networks)
         self.device = networks[0].device
@@ -86,11 +84,6 @@ class Runner:
         self._block_size = 0
         self._captured: CapturedSteps | None = None
         self._compiles_layers = compiles_layers
-        if shares_products and self.has_tiles and self.dtype.itemsize == 2:  # wider numbers would lose bits
-            num_processors = torch.cuda.get_device_properties(self.device).multi_processor_count
-            timer = DeviceTimer(self.device)
-            for stack in self.stacks:
-                share_products(stack.model, self.dtype, num_processors, timer)
         if compiles_layers:
             for stack in self.stacks:
                 compile_layers(stack.model, stack.probe.modules)

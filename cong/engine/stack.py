@@ -26,9 +26,9 @@ class StackedLinear(nn.Module):
         if hidden_SNI.dim() == 2:  # some code flattens networks and tokens on the way
             stacked: Tensor = self(hidden_SNI.view(len(self.weight_SIO), -1, hidden_SNI.shape[1]))
             return stacked.flatten(0, 1)
-        if self.bias_S1O is None:
-            return torch.bmm(hidden_SNI, self.weight_SIO)
-        return torch.baddbmm(self.bias_S1O, hidden_SNI, self.weight_SIO)
+        product = torch.bmm(hidden_SNI, self.weight_SIO)
+        # Compiled, it is added where the product is read; a product that begins with it would copy it first.
+        return product if self.bias_S1O is None else product + self.bias_S1O
 
 
 class StackedEmbedding(nn.Module):
