@@ -9,7 +9,7 @@ import torch
 from cong.config.engine import EngineConfig
 from cong.engine.gpu.decoding_graphs import graph_sizes
 from cong.engine.gpu.prompt_graphs import num_tiles, token_sizes
-from cong.engine.gpu.tiles import TiledLayout, cut_tiles, has_tiles, lay_out_tiles
+from cong.engine.gpu.tiles import cut_tiles, has_tiles, lay_out_tiles
 from cong.engine.plain.layout import attend_dense
 from cong.engine.pool import LayerPool, Options, places_of
 
@@ -32,11 +32,8 @@ def tables() -> list[list[int]]:
     ]
 
 
-def layout(blocks: list[list[int]]) -> TiledLayout:
-    return lay_out_tiles(places_of(blocks), STARTS, COUNTS, DEVICE)
-
-
 @needs_triton
+@pytest.mark.parametrize("num_chunks", [len(COUNTS), 5])
 @pytest.mark.parametrize(
     ("options", "group", "widths", "dtype"),
     [
@@ -47,10 +44,12 @@ def layout(blocks: list[list[int]]) -> TiledLayout:
     ],
 )
 def test_tiles_attend_as_plain_attention_does(
-    options: Options, group: int, widths: tuple[int, int], dtype: torch.dtype
+    options: Options, group: int, widths: tuple[int, int], dtype: torch.dtype, num_chunks: int
 ) -> None:
+    """With prompts and without: single tokens alone keep their own keys and values."""
     generator = torch.Generator().manual_seed(1)
-    num_networks, own_heads, num_rows = 2, 2, sum(COUNTS)
+    starts, counts = STARTS[:num_chunks], COUNTS[:num_chunks]
+    num_networks, own_heads, num_rows = 2, 2, sum(counts)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(DEVICE, dtype)
@@ -60,10 +59,11 @@ def test_tiles_attend_as_plain_attention_does(
         random(num_networks, num_rows, heads, width).transpose(1, 2)  # as models hand them over
         for heads, width in ((own_heads * group, widths[0]), (own_heads, widths[0]), (own_heads, widths[1]))
     )
-    blocks = tables()
-    ours = layout(blocks).attend(query, key, value, pool, options)
+    blocks = tables()[:num_chunks]
+    laid_out = lay_out_tiles(places_of(blocks), starts, counts, DEVICE)
+    ours = laid_out.attend(query, key, value, pool, options)
     row = 0
-    for places, start, count in zip(blocks, STARTS, COUNTS, strict=True):
+    for places, start, count in zip(blocks, starts, counts, strict=True):
         rows, length = slice(row, row + count), start + count
         context = [
             part[torch.tensor(places) + 1]
@@ -72,7 +72,8 @@ def test_tiles_attend_as_plain_attention_does(
             .view(num_networks, own_heads, length, -1)
             for part in (pool.keys, pool.values)
         ]
-        assert torch.equal(context[0][:, :, start:], key[:, :, rows]), "the step's keys are kept"
+        for kept, given in zip(context, (key, value), strict=True):
+            assert torch.equal(kept[:, :, start:], given[:, :, rows]), "what the step gives is kept"
         theirs = attend_dense(query[:, :, rows].float(), context[0].float(), context[1].float(), options)
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(ours[:, rows].float(), theirs.transpose(1, 2), rtol=tolerance, atol=tolerance)

@@ -60,9 +60,11 @@ def tanh(x):
     return tl.where(x < 0.0, -value, value)
 
 
-@triton.jit(do_not_specialize=["num_rows", "table_stride"])  # they change from step to step
+@triton.jit(do_not_specialize=["num_rows", "table_stride", "num_splits"])  # they change from step to step
 def attend_kernel(
     query,
+    key,
+    value,
     keys,
     values,
     out,
@@ -79,7 +81,14 @@ def attend_kernel(
     query_stride_s,
     query_stride_q,
     query_stride_n,
+    key_stride_s,
+    key_stride_h,
+    key_stride_n,
+    value_stride_s,
+    value_stride_h,
+    value_stride_n,
     table_stride,
+    num_splits,
     scaling,
     softcap,
     window,
@@ -94,21 +103,26 @@ def attend_kernel(
     VALUE_WIDTH_PADDED: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
-    SPLITS: tl.constexpr,
+    KEEPS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
 ):
     """A tile's queries of one key-value head of one network against one share of the tile's context.
 
-    A row of the products is one query head of one token. With SPLITS = 1 the answer is final; otherwise each share
-    leaves its weighted sum, its largest score and its total weight.
+    A row of the products is one query head of one token. Where nothing is split the answer is final; otherwise each
+    share leaves its weighted sum, its largest score and its total weight. With KEEPS, tile n is the nth sequence's one
+    token: its own key and value are kept here, and the first share begins with them instead of reading them back.
     """
     tile = tl.program_id(0)
     head = tl.program_id(1)  # of all networks
     split = tl.program_id(2)
     network, own_head = head // num_heads, head % num_heads
-    row = tl.load(row_T + tile).to(tl.int64)
-    count = tl.load(count_T + tile).to(tl.int32)
     first = tl.load(first_T + tile).to(tl.int32)
-    sequence = tl.load(sequence_T + tile).to(tl.int64)
+    if KEEPS:
+        row, count, sequence = tile.to(tl.int64), 1, tile.to(tl.int64)
+    else:
+        row = tl.load(row_T + tile).to(tl.int64)
+        count = tl.load(count_T + tile).to(tl.int32)
+        sequence = tl.load(sequence_T + tile).to(tl.int64)
 
     number_M = tl.arange(0, TOKENS * GROUP_PADDED)
     token_M, member_M = number_M // GROUP_PADDED, number_M % GROUP_PADDED
@@ -127,23 +141,47 @@ def attend_kernel(
     )
     position_M = first + token_M
 
-    stop = first + count
-    start = 0
+    start, stop = 0, first + count
     if HAS_WINDOW:
         start = tl.maximum(first - window + 1, 0)
-    share = tl.cdiv(tl.cdiv(stop - start, SPLITS), KEYS) * KEYS
-    begin = start + split * share
-    end = tl.minimum(begin + share, stop)
+    if KEEPS:
+        stop = first
+    begin, end = start, stop
+    if IS_SPLIT:
+        share = tl.cdiv(tl.cdiv(stop - start, num_splits), KEYS) * KEYS
+        begin = start + split * share
+        end = tl.minimum(begin + share, stop)
 
     max_M = tl.full([TOKENS * GROUP_PADDED], float("-inf"), tl.float32)
     total_M = tl.zeros([TOKENS * GROUP_PADDED], tl.float32)
     sum_ME = tl.zeros([TOKENS * GROUP_PADDED, VALUE_WIDTH_PADDED], tl.float32)
     page_stride = tl.num_programs(1) * PAGE
+    table += sequence * table_stride
+    number_C = tl.arange(0, KEYS)
+    # Places are looked up an iteration before their keys are read: a chain of two loads would not be read ahead.
+    page_C = (begin + number_C) // PAGE
+    place_C = tl.load(table + page_C, mask=page_C < table_stride, other=0)
+    if KEEPS:  # noqa: SIM102 a constant leaves out what follows; with `and` it would be compiled all the same
+        if split == 0:
+            key += network * key_stride_s + own_head * key_stride_h + row * key_stride_n
+            value += network * value_stride_s + own_head * value_stride_h + row * value_stride_n
+            key_D = tl.load(key + column_D, mask=column_D < KEY_WIDTH, other=0.0)
+            value_E = tl.load(value + column_E, mask=column_E < VALUE_WIDTH, other=0.0)
+            place = tl.load(table + first // PAGE).to(tl.int64)
+            line = place * page_stride + head * PAGE + first % PAGE
+            tl.store(keys + line * KEY_WIDTH + column_D, key_D, mask=column_D < KEY_WIDTH)
+            tl.store(values + line * VALUE_WIDTH + column_E, value_E, mask=column_E < VALUE_WIDTH)
+            max_M = tl.sum(query_MD.to(tl.float32) * key_D.to(tl.float32)[None, :], 1) * scaling
+            if HAS_SOFTCAP:
+                max_M = softcap * tanh(max_M / softcap)
+            total_M += 1.0
+            sum_ME += value_E.to(tl.float32)[None, :]
+
     for offset in range(begin, end, KEYS):
-        position_C = offset + tl.arange(0, KEYS)
+        position_C = offset + number_C
         is_there_C = position_C < end
-        place_C = tl.load(table + sequence * table_stride + position_C // PAGE, mask=is_there_C, other=0).to(tl.int64)
-        line_C = place_C * page_stride + head * PAGE + position_C % PAGE
+        line_C = place_C.to(tl.int64) * page_stride + head * PAGE + position_C % PAGE
+        place_C = tl.load(table + (position_C + KEYS) // PAGE, mask=position_C + KEYS < end, other=0)
         key_DC = tl.load(
             keys + line_C[None, :] * KEY_WIDTH + column_D[:, None],
             mask=is_there_C[None, :] & (column_D < KEY_WIDTH)[:, None],
@@ -173,13 +211,13 @@ def attend_kernel(
     num_query_heads = num_heads * GROUP
     slot_M = (network * num_rows + row + token_M) * num_query_heads + query_head_M  # of out [S, N, Q]
     is_cell_ME = is_row_M[:, None] & (column_E < VALUE_WIDTH)[None, :]
-    if SPLITS == 1:
+    if not IS_SPLIT:
         mixed_ME = sum_ME / tl.where(total_M == 0.0, 1.0, total_M)[:, None]
         tl.store(
             out + slot_M[:, None] * VALUE_WIDTH + column_E[None, :], mixed_ME.to(out.dtype.element_ty), mask=is_cell_ME
         )
     else:
-        part_M = slot_M * SPLITS + split
+        part_M = slot_M * num_splits + split
         tl.store(part_sum + part_M[:, None] * VALUE_WIDTH + column_E[None, :], sum_ME, mask=is_cell_ME)
         tl.store(part_max + part_M, max_M, mask=is_row_M)
         tl.store(part_total + part_M, total_M, mask=is_row_M)

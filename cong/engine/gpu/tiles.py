@@ -26,15 +26,18 @@ logger = logging.getLogger(__name__)
 
 Numbers = NDArray[np.int64]
 
-_KEYS = 64
-"""Positions of a context that a tile looks at together."""
+_READ_BYTES = 2**15
+"""Of keys and values that a tile looks at together, at most."""
+_MAX_KEYS = 64
+_NUM_STAGES = 3
+"""Of reading ahead: all but one are in flight."""
 PROMPT_TOKENS = 16
 """Tokens of a tile of a prompt; each is as many rows of a product as query heads share a key-value head."""
 _MIN_ROWS = 16
 """Rows of the smallest matrix product."""
 _ALIGNED = 4
 """Numbers of 32 bits in the 16 bytes by which Triton tells addresses apart."""
-_NUM_PROGRAMS = 512
+_NUM_PROGRAMS = 256
 """Programs of a launch that keep a large GPU busy; with fewer, each context is split."""
 _MAX_SPLITS = 16
 
@@ -73,9 +76,19 @@ class TiledLayout:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
         """Keep the step's keys and values, then attend: [S, Q, N, D] of query to [S, N, Q, D]."""
+        query, key, value = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (query, key, value))
+        are_single = all(tiles.are_single for tiles in self.kinds)
+        if not are_single:
+            self._keep(key, value, pool)
+        out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+        for tiles in self.kinds:
+            self._attend_tiles(tiles, query, key, value, pool, options, out, keeps=are_single)
+        return out
+
+    def _keep(self, key: Tensor, value: Tensor, pool: LayerPool) -> None:
+        """All tokens' keys and values, before a tile looks at those of others."""
         from cong.engine.gpu.tile_kernels import keep_kernel
 
-        query, key, value = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (query, key, value))
         num_networks, num_heads, num_rows, key_width = key.shape
         value_width = value.shape[3]
         keep_kernel[(num_rows, num_networks * num_heads)](
@@ -95,12 +108,20 @@ class TiledLayout:
             VALUE_WIDTH=value_width,
             WIDTH=_padded(max(key_width, value_width)),
         )
-        out = query.new_empty(num_networks, num_rows, query.shape[1], value_width)
-        for tiles in self.kinds:
-            self._attend_tiles(tiles, query, pool, options, out)
-        return out
 
-    def _attend_tiles(self, tiles: Tiles, query: Tensor, pool: LayerPool, options: Options, out: Tensor) -> None:
+    def _attend_tiles(
+        self,
+        tiles: Tiles,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        pool: LayerPool,
+        options: Options,
+        out: Tensor,
+        *,
+        keeps: bool,
+    ) -> None:
+        """Into `out`; with `keeps`, single tokens keep their own key and value."""
         from cong.engine.gpu.tile_kernels import attend_kernel, join_kernel
 
         num_networks, num_query_heads, num_rows, key_width = query.shape
@@ -117,8 +138,11 @@ class TiledLayout:
                 out.new_empty(shape, dtype=torch.float32),
                 out.new_empty(shape, dtype=torch.float32),
             )
+        num_keys = _num_keys((key_width + value_width) * query.element_size())
         attend_kernel[(num_tiles, num_networks * num_heads, num_splits)](
             query,
+            key,
+            value,
             pool.keys,
             pool.values,
             out,
@@ -131,7 +155,10 @@ class TiledLayout:
             num_heads,
             num_rows,
             *query.stride()[:3],
+            *key.stride()[:3],
+            *value.stride()[:3],
             self.table_BC.stride(0),
+            num_splits,
             options.scaling,
             options.softcap or 0.0,
             options.window or 0,
@@ -139,15 +166,17 @@ class TiledLayout:
             GROUP=group,
             GROUP_PADDED=_power_of_two(group),
             TOKENS=num_tokens,
-            KEYS=_KEYS,
+            KEYS=num_keys,
             KEY_WIDTH=key_width,
             KEY_WIDTH_PADDED=_padded(key_width),
             VALUE_WIDTH=value_width,
             VALUE_WIDTH_PADDED=_padded(value_width),
             HAS_SOFTCAP=options.softcap is not None,
             HAS_WINDOW=options.window is not None,
-            SPLITS=num_splits,
-            num_warps=8 if num_tokens * _power_of_two(group) * _padded(key_width) > 64 * 128 else 4,
+            KEEPS=keeps,
+            IS_SPLIT=num_splits > 1,
+            num_warps=_num_warps(num_tokens * _power_of_two(group) * _padded(key_width)),
+            num_stages=_NUM_STAGES,
         )
         if num_splits > 1:
             join_kernel[(num_tiles, num_networks * num_query_heads)](
@@ -217,6 +246,16 @@ def _to_device(arrays: Ordered[Numbers], device: torch.device) -> list[Tensor]:
         packed[start : start + len(array)] = array
     moved = to_device(torch.from_numpy(packed), device)
     return [moved[start : start + len(array)] for start, array in zip(starts, arrays, strict=False)]
+
+
+def _num_keys(num_bytes: int) -> int:
+    """Positions of a context that a tile looks at together, each of so many bytes."""
+    return max(min(_power_of_two(_READ_BYTES // num_bytes), _MAX_KEYS), _MIN_ROWS)
+
+
+def _num_warps(num_numbers: int) -> int:
+    """For a tile of so many numbers of queries."""
+    return 8 if num_numbers > 64 * 128 else 4
 
 
 def _num_splits(num_programs: int) -> int:
