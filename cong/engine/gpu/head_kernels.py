@@ -51,6 +51,61 @@ def log_total(max_BKP, total_BKP, cell, NUM_PARTS: tl.constexpr, NUM_PARTS_PADDE
     return largest, tl.log(tl.sum(total_P * tl.exp(max_P - largest), 0))
 
 
+@triton.jit
+def head_of_part(
+    logits,
+    head_log_lambda_B,
+    max_BKP,
+    total_BKP,
+    vocab_size,
+    NUM_NETWORKS: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
+    NUM_PARTS_PADDED: tl.constexpr,
+    PART: tl.constexpr,
+):
+    """Which tokens of this program's part of its row are in the head set, and the first network's log-probs of all."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    cell = row * NUM_NETWORKS * NUM_PARTS
+    largest, log = log_total(max_BKP, total_BKP, cell, NUM_PARTS, NUM_PARTS_PADDED)
+    # As in the plain rule, both sides of the comparison are log-probabilities in float32.
+    threshold = tl.load(head_log_lambda_B + row) - log
+    best = tl.load(max_BKP + cell + part) - largest - log
+    token_T = part * PART + tl.arange(0, PART)
+    is_read_T = token_T < tl.where(best >= threshold, vocab_size, 0)  # parts that have none are not read
+    logprob_T = tl.load(logits + token_T, mask=is_read_T, other=float("-inf")).to(tl.float32) - largest - log
+    return is_read_T & (logprob_T >= threshold), logprob_T
+
+
+@triton.jit
+def count_kernel(
+    logits,
+    stride,
+    head_log_lambda_B,
+    max_BKP,
+    total_BKP,
+    count_BP,
+    vocab_size,
+    NUM_NETWORKS: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
+    NUM_PARTS_PADDED: tl.constexpr,
+    PART: tl.constexpr,
+):
+    """How many tokens of one part of one row are in its head set."""
+    row = tl.program_id(0).to(tl.int64)
+    is_head_T, _ = head_of_part(
+        logits + row * stride,
+        head_log_lambda_B,
+        max_BKP,
+        total_BKP,
+        vocab_size,
+        NUM_NETWORKS,
+        NUM_PARTS,
+        NUM_PARTS_PADDED,
+        PART,
+    )
+    tl.store(count_BP + row * NUM_PARTS + tl.program_id(1), tl.sum(is_head_T.to(tl.int32), 0))
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def find_kernel(
     first_logits,
@@ -62,6 +117,7 @@ def find_kernel(
     head_log_lambda_B,
     max_BKP,
     total_BKP,
+    count_BP,
     ids_BH,
     logprobs_KBH,
     sizes_B,
@@ -73,41 +129,41 @@ def find_kernel(
     PART: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """The head set of one row; parts whose largest logit is outside are passed over."""
-    row = tl.program_id(0).to(tl.int64)
-    cell = row * NUM_NETWORKS * NUM_PARTS
-    first_max, first_log = log_total(max_BKP, total_BKP, cell, NUM_PARTS, NUM_PARTS_PADDED)
-    second_max, second_log = first_max, first_log
-    third_max, third_log = first_max, first_log
-    if NUM_NETWORKS > 1:
-        second_max, second_log = log_total(max_BKP, total_BKP, cell + NUM_PARTS, NUM_PARTS, NUM_PARTS_PADDED)
-    if NUM_NETWORKS > 2:
-        third_max, third_log = log_total(max_BKP, total_BKP, cell + 2 * NUM_PARTS, NUM_PARTS, NUM_PARTS_PADDED)
-    # As in the plain rule, both sides of the comparison are log-probabilities in float32.
-    threshold = tl.load(head_log_lambda_B + row) - first_log
-    size = 0
-    for part in range(NUM_PARTS):
-        if tl.load(max_BKP + cell + part) - first_max - first_log >= threshold:
-            token_T = part * PART + tl.arange(0, PART)
-            z_T = tl.load(first_logits + row * first_stride + token_T, mask=token_T < vocab_size, other=float("-inf"))
-            logprob_T = z_T.to(tl.float32) - first_max - first_log
-            is_head_T = (token_T < vocab_size) & (logprob_T >= threshold)
-            number_T = is_head_T.to(tl.int32)
-            column_T = size + tl.cumsum(number_T, 0) - 1
-            is_kept_T = is_head_T & (column_T < WIDTH)
-            place_T = row * WIDTH + column_T
-            tl.store(ids_BH + place_T, token_T.to(tl.int64), mask=is_kept_T)
-            tl.store(logprobs_KBH + place_T, logprob_T, mask=is_kept_T)
-            if NUM_NETWORKS > 1:
-                z_T = tl.load(second_logits + row * second_stride + token_T, mask=is_kept_T, other=0.0)
-                logprob_T = z_T.to(tl.float32) - second_max - second_log
-                tl.store(logprobs_KBH + num_rows * WIDTH + place_T, logprob_T, mask=is_kept_T)
-            if NUM_NETWORKS > 2:
-                z_T = tl.load(third_logits + row * third_stride + token_T, mask=is_kept_T, other=0.0)
-                logprob_T = z_T.to(tl.float32) - third_max - third_log
-                tl.store(logprobs_KBH + 2 * num_rows * WIDTH + place_T, logprob_T, mask=is_kept_T)
-            size += tl.sum(number_T, 0)
-    tl.store(sizes_B + row, size)
+    """The head set of one part of one row, to its columns: behind those of the parts before it."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    part_P = tl.arange(0, NUM_PARTS_PADDED)
+    count_P = tl.load(count_BP + row * NUM_PARTS + part_P, mask=part_P < NUM_PARTS, other=0)
+    if part == 0:
+        tl.store(sizes_B + row, tl.sum(count_P, 0).to(tl.int64))
+    start = tl.sum(tl.where(part_P < part, count_P, 0), 0)
+    count = tl.load(count_BP + row * NUM_PARTS + part)
+    if count > 0 and start < WIDTH:
+        is_head_T, logprob_T = head_of_part(
+            first_logits + row * first_stride,
+            head_log_lambda_B,
+            max_BKP,
+            total_BKP,
+            vocab_size,
+            NUM_NETWORKS,
+            NUM_PARTS,
+            NUM_PARTS_PADDED,
+            PART,
+        )
+        token_T = part * PART + tl.arange(0, PART)
+        column_T = start + tl.cumsum(is_head_T.to(tl.int32), 0) - 1
+        is_kept_T = is_head_T & (column_T < WIDTH)
+        place_T = row * WIDTH + column_T
+        tl.store(ids_BH + place_T, token_T.to(tl.int64), mask=is_kept_T)
+        tl.store(logprobs_KBH + place_T, logprob_T, mask=is_kept_T)
+        cell = row * NUM_NETWORKS * NUM_PARTS
+        if NUM_NETWORKS > 1:
+            largest, log = log_total(max_BKP, total_BKP, cell + NUM_PARTS, NUM_PARTS, NUM_PARTS_PADDED)
+            z_T = tl.load(second_logits + row * second_stride + token_T, mask=is_kept_T, other=0.0)
+            tl.store(logprobs_KBH + num_rows * WIDTH + place_T, z_T.to(tl.float32) - largest - log, mask=is_kept_T)
+        if NUM_NETWORKS > 2:
+            largest, log = log_total(max_BKP, total_BKP, cell + 2 * NUM_PARTS, NUM_PARTS, NUM_PARTS_PADDED)
+            z_T = tl.load(third_logits + row * third_stride + token_T, mask=is_kept_T, other=0.0)
+            tl.store(logprobs_KBH + 2 * num_rows * WIDTH + place_T, z_T.to(tl.float32) - largest - log, mask=is_kept_T)
 
 
 @triton.jit

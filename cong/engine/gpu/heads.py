@@ -1,4 +1,4 @@
-"""Drawing on a GPU in three launches: head sets found part by part, then a draw from each. Knows tensors only.
+"""Drawing on a GPU in four launches: head sets found part by part, then a draw from each. Knows tensors only.
 
 Says what `cong.decoding` says, wherever head sets are small enough. Legend: K networks, B rows, V tokens.
 """
@@ -12,7 +12,9 @@ from cong.engine.rule_numbers import RuleNumbers
 
 HEAD_WIDTH = 1024
 """Tokens of a head set that are looked at; rows with a larger one are decoded on the whole vocabulary."""
-_PART = 8192
+_PART = 1024
+"""Tokens that one program looks at."""
+_NUM_WARPS = 2
 _OTHERS = 16
 
 
@@ -29,7 +31,7 @@ class Heads:
 
 def find_heads_on_gpu(logits: tuple[Tensor, ...], head_log_lambda_B: Tensor) -> Heads:
     """The head sets of up to three networks' [B, V] logits."""
-    from cong.engine.gpu.head_kernels import find_kernel, sum_kernel
+    from cong.engine.gpu.head_kernels import count_kernel, find_kernel, sum_kernel
 
     rows = [each if each.stride(1) == 1 else each.contiguous() for each in logits]
     given = rows + rows[:1] * (3 - len(rows))
@@ -39,28 +41,17 @@ def find_heads_on_gpu(logits: tuple[Tensor, ...], head_log_lambda_B: Tensor) -> 
     like = head_log_lambda_B
     maxima_BKP = like.new_empty(num_rows, len(rows), num_parts)
     totals_BKP = torch.empty_like(maxima_BKP)
-    ids_BH = like.new_zeros(num_rows, HEAD_WIDTH, dtype=torch.int64)
-    logprobs_KBH = like.new_zeros(len(rows), num_rows, HEAD_WIDTH)
+    counts_BP = like.new_empty(num_rows, num_parts, dtype=torch.int32)
+    ids_BH = like.new_empty(num_rows, HEAD_WIDTH, dtype=torch.int64)
+    logprobs_KBH = like.new_empty(len(rows), num_rows, HEAD_WIDTH)
     sizes_B = like.new_empty(num_rows, dtype=torch.int64)
-    fixed = {"NUM_NETWORKS": len(rows), "NUM_PARTS": num_parts, "PART": _PART}
-    sum_kernel[(num_rows, num_parts, len(rows))](
-        *given, *strides, maxima_BKP, totals_BKP, vocab_size, **fixed, num_warps=8
-    )
-    find_kernel[(num_rows,)](
-        *given,
-        *strides,
-        head_log_lambda_B,
-        maxima_BKP,
-        totals_BKP,
-        ids_BH,
-        logprobs_KBH,
-        sizes_B,
-        num_rows,
-        vocab_size,
-        **fixed,
-        NUM_PARTS_PADDED=1 << (num_parts - 1).bit_length(),
-        WIDTH=HEAD_WIDTH,
-        num_warps=8,
+    fixed = {"NUM_NETWORKS": len(rows), "NUM_PARTS": num_parts, "PART": _PART, "num_warps": _NUM_WARPS}
+    sum_kernel[(num_rows, num_parts, len(rows))](*given, *strides, maxima_BKP, totals_BKP, vocab_size, **fixed)
+    fixed["NUM_PARTS_PADDED"] = 1 << (num_parts - 1).bit_length()
+    found = head_log_lambda_B, maxima_BKP, totals_BKP, counts_BP
+    count_kernel[(num_rows, num_parts)](rows[0], strides[0], *found, vocab_size, **fixed)
+    find_kernel[(num_rows, num_parts)](
+        *given, *strides, *found, ids_BH, logprobs_KBH, sizes_B, num_rows, vocab_size, **fixed, WIDTH=HEAD_WIDTH
     )
     return Heads(ids_BH, logprobs_KBH, sizes_B)
 
