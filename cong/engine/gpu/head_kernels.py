@@ -173,7 +173,7 @@ def log_softmax(score_H):
     return score_H - largest - tl.log(tl.sum(tl.exp(score_H - largest), 0))
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "has_penalty", "has_banned", "has_exempt", "has_top"])
 def draw_kernel(
     ids_BH,
     logprobs_KBH,
@@ -187,19 +187,20 @@ def draw_kernel(
     record_BR,
     num_rows,
     vocab_size,
+    has_penalty,
+    has_banned,
+    has_exempt,
+    has_top,
     NUM_NETWORKS: tl.constexpr,
     NUM_NUMBERS: tl.constexpr,
     WIDTH: tl.constexpr,
-    HAS_PENALTY: tl.constexpr,
-    HAS_BANNED: tl.constexpr,
-    HAS_EXEMPT: tl.constexpr,
-    HAS_TOP: tl.constexpr,
     OTHERS: tl.constexpr,
 ):
     """One row: scores, penalty, temperature, top-k and top-p, the draw, and its record.
 
     The row's numbers are floor, temperature (0 = greedy), top-k, top-p, penalty, its rule (0 additive, 1
-    multiplicative, 2 reference), then the networks' weights.
+    multiplicative, 2 reference), then the networks' weights. What rows ask for, 1 or 0, is no constant: the first request
+    that asks for something else would wait for a compilation.
     """
     row = tl.program_id(0).to(tl.int64)
     numbers = numbers_BF + row * NUM_NUMBERS
@@ -214,25 +215,24 @@ def draw_kernel(
     cell_H = row * WIDTH + column_H
     id_H = tl.load(ids_BH + cell_H, mask=is_there_H, other=0)
     anchor_H = tl.load(logprobs_KBH + cell_H, mask=is_there_H, other=0.0)
-    if HAS_EXEMPT:
-        is_exempt_H = tl.load(is_exempt_BV + row * vocab_size + id_H, mask=is_there_H, other=0) != 0
+    # A mask that nobody gave is not read.
+    is_exempt_H = tl.load(is_exempt_BV + row * vocab_size + id_H, mask=column_H < num_held * has_exempt, other=0) != 0
+    is_banned_H = tl.load(is_banned_BV + row * vocab_size + id_H, mask=column_H < num_held * has_banned, other=0) != 0
 
     score_H = tl.load(numbers + 6) * anchor_H
     shift = 0.0
     for network in tl.static_range(1, NUM_NETWORKS):
         plain_H = tl.load(logprobs_KBH + network * num_rows * WIDTH + cell_H, mask=is_there_H, other=0.0)
-        other_H = plain_H
-        if HAS_EXEMPT:
-            other_H = tl.where(is_exempt_H, anchor_H, plain_H)
+        other_H = tl.where(is_exempt_H, anchor_H, plain_H)
         weight = tl.load(numbers + 6 + network)
         score_H = score_H + weight * tl.maximum(other_H, floor)
-        if HAS_PENALTY:
+        if has_penalty != 0:
             inside = tl.sum(tl.where(is_there_H, tl.exp(plain_H), 0.0), 0)
             outside = (vocab_size - size).to(tl.float32) * 0.99900049983337499  # e ** -0.001
             shift -= weight * tl.log(inside + outside)
     score_H = tl.where(is_there_H, score_H, float("-inf"))
 
-    if HAS_PENALTY:
+    if has_penalty != 0:
         penalty = tl.load(numbers + 4)
         rule = tl.load(numbers + 5)
         is_seen_H = tl.load(is_seen_BV + row * vocab_size + id_H, mask=is_there_H, other=0) != 0
@@ -240,13 +240,11 @@ def draw_kernel(
         multiplied_H = tl.where(shifted_H > 0.0, shifted_H / penalty, shifted_H * penalty)
         penalized_H = tl.where(rule != 0.0, multiplied_H, score_H - tl.log(penalty))
         score_H = tl.where(is_seen_H & is_there_H, penalized_H, tl.where(rule != 0.0, shifted_H, score_H))
-    if HAS_BANNED:
-        is_banned_H = tl.load(is_banned_BV + row * vocab_size + id_H, mask=is_there_H, other=0) != 0
-        allowed_H = tl.where(is_banned_H, float("-inf"), score_H)
-        score_H = tl.where(tl.max(allowed_H, 0) == float("-inf"), score_H, allowed_H)
+    allowed_H = tl.where(is_banned_H, float("-inf"), score_H)
+    score_H = tl.where(tl.max(allowed_H, 0) == float("-inf"), score_H, allowed_H)
 
     logq_H = log_softmax(score_H / tl.where(is_greedy, 1.0, temperature))
-    if HAS_TOP:
+    if has_top != 0:
         # A token's rank and the mass before it, by comparing it with every other; equal ones go by id.
         top_k = tl.load(numbers + 2)
         top_p = tl.load(numbers + 3).to(tl.float64)

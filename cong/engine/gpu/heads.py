@@ -73,8 +73,10 @@ def draw_on_gpu(
     num_networks, num_rows, width = heads.logprobs_KBH.shape
     record_BR = torch.empty(num_rows, 3 + num_networks, dtype=torch.float64, device=uniform_B.device)
 
-    def flags(mask_BV: Tensor | None) -> Tensor:
-        return record_BR if mask_BV is None else mask_BV.view(torch.uint8)
+    masks = is_seen_BV, banned_BV, rules.exempt_BV
+    # In place of one that nobody gave any other address of the same kind.
+    flags = [(record_BR if mask_BV is None else mask_BV).view(torch.uint8) for mask_BV in masks]
+    has_penalty, has_banned, has_exempt = (int(mask_BV is not None) for mask_BV in masks)
 
     draw_kernel[(num_rows,)](
         heads.ids_BH,
@@ -82,20 +84,18 @@ def draw_on_gpu(
         heads.sizes_B,
         rules.numbers_BF,
         uniform_B,
-        flags(is_seen_BV),
-        flags(banned_BV),
-        flags(rules.exempt_BV),
-        torch.empty_like(heads.logprobs_KBH[0]) if rules.has_top else record_BR,
+        *flags,
+        torch.empty_like(heads.logprobs_KBH[0]),
         record_BR,
         num_rows,
         vocab_size,
+        has_penalty,
+        has_banned,
+        has_exempt,
+        int(rules.has_top),
         NUM_NETWORKS=num_networks,
         NUM_NUMBERS=rules.numbers_BF.shape[1],
         WIDTH=width,
-        HAS_PENALTY=is_seen_BV is not None,
-        HAS_BANNED=banned_BV is not None,
-        HAS_EXEMPT=rules.exempt_BV is not None,
-        HAS_TOP=rules.has_top,
         OTHERS=_OTHERS,
         num_warps=8,
     )
