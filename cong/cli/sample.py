@@ -37,6 +37,7 @@ def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "Prom
         raise ConfigError("nothing would keep the samples; give --out or --stream")
     if arguments.store != "none":
         raise ConfigError("--store asks a service to keep samples; it needs --url")
+    _require_weights(config)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     prompts = list(source.strict())
@@ -71,6 +72,18 @@ def _draw(engine: "LocalEngine", config: RunConfig, arguments: argparse.Namespac
     print(f"{sink.name}: {num_written} samples written, {len(known)} were there", file=sys.stderr)
     _tell_shared(shared)
     return 0
+
+
+def _require_weights(config: RunConfig) -> None:
+    """Told before the networks are loaded, which may take minutes."""
+    from cong.models import roles_of
+
+    weights, roles = config.sampling.weights, roles_of(config.models)
+    if len(weights) != len(roles):
+        raise ConfigError(
+            f"sampling.weights are {weights}, and models names {len(roles)} network(s): {', '.join(roles)}; give one "
+            "weight for each"
+        )
 
 
 def _require_room(engine: "LocalEngine", request: "SampleRequest") -> None:

@@ -10,6 +10,11 @@ ROLES: tuple[Role, ...] = ("strong", "aligned", "base")
 """Order of the networks, and of a mixture's weights."""
 
 
+def roles_of(models: ModelsConfig) -> tuple[Role, ...]:
+    """Of the networks that a configuration names, in the order of a mixture's weights."""
+    return tuple(_given(models))
+
+
 def load_networks(models: ModelsConfig) -> NetworkSet:
     """The networks of a configuration, in the order of a mixture's weights: strong, aligned, base."""
     template, given = _template(models), _given(models)

@@ -115,6 +115,14 @@ def test_a_prompt_that_is_too_long_is_named_before_anything_is_drawn(
     assert not (tmp_path / "samples.jsonl").exists()
 
 
+def test_weights_of_another_number_of_networks_are_told_before_they_are_loaded(
+    world: World, tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(world, tmp_path, "--set", "sampling.weights=[1.0]", "--set", "models.base.source=nowhere") == 2
+    said = capsys.readouterr().err
+    assert "sampling.weights are (1.0,), and models names 2 network(s): aligned, base; give one weight for each" in said
+
+
 def test_what_the_machine_refuses_is_one_line(
     world: World, tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
