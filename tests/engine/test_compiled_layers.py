@@ -22,6 +22,15 @@ def test_layers_are_found_by_the_attention_that_they_hold(world: World) -> None:
         assert compile_layers(stack.model, stack.probe.modules) == 2
 
 
+def test_what_stands_beside_the_layers_is_compiled_but_for_tables(world: World) -> None:
+    for seeds in ((1,), (1, 2)):
+        runner = Runner(world.networks(*(world.folder("llama", seed) for seed in seeds)).networks, kernel="torch")
+        (stack,) = runner.stacks
+        compile_layers(stack.model, stack.probe.modules)
+        compiled = {name for name, module in stack.model.named_modules() if module._compiled_call_impl is not None}
+        assert compiled == {"model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb"}
+
+
 def test_a_model_without_a_list_of_layers_is_left_as_it_is() -> None:
     assert compile_layers(nn.Sequential(nn.Linear(2, 2)), [nn.Linear(2, 2)]) == 0
 

@@ -199,8 +199,8 @@ def draw_kernel(
     """One row: scores, penalty, temperature, top-k and top-p, the draw, and its record.
 
     The row's numbers are floor, temperature (0 = greedy), top-k, top-p, penalty, its rule (0 additive, 1
-    multiplicative, 2 reference), then the networks' weights. What rows ask for, 1 or 0, is no constant: the first request
-    that asks for something else would wait for a compilation.
+    multiplicative, 2 reference), then the networks' weights. What rows ask for, 1 or 0, is no constant: the first
+    request that asks for something else would wait for a compilation.
     """
     row = tl.program_id(0).to(tl.int64)
     numbers = numbers_BF + row * NUM_NUMBERS

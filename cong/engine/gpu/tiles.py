@@ -82,7 +82,7 @@ class TiledLayout:
             self._keep(key, value, pool)
         out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
         for tiles in self.kinds:
-            self._attend_tiles(tiles, query, key, value, pool, options, out, keeps=are_single)
+            self._attend_tiles(tiles, (query, key, value), pool, options, out, keeps=are_single)
         return out
 
     def _keep(self, key: Tensor, value: Tensor, pool: LayerPool) -> None:
@@ -112,9 +112,7 @@ class TiledLayout:
     def _attend_tiles(
         self,
         tiles: Tiles,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        given: tuple[Tensor, Tensor, Tensor],
         pool: LayerPool,
         options: Options,
         out: Tensor,
@@ -124,6 +122,7 @@ class TiledLayout:
         """Into `out`; with `keeps`, single tokens keep their own key and value."""
         from cong.engine.gpu.tile_kernels import attend_kernel, join_kernel
 
+        query, key, value = given
         num_networks, num_query_heads, num_rows, key_width = query.shape
         num_heads = pool.keys.shape[1] // num_networks
         group = num_query_heads // num_heads
