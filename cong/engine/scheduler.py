@@ -130,11 +130,19 @@ class Scheduler:
         sequence.blocks = []
 
     def _compute(self, sequence: Sequence, count: int, step: "_Step") -> None:
-        """Put a chunk into the step, and publish the prompt blocks that it will fill."""
-        start, stop, size = sequence.num_computed, sequence.num_computed + count, self.pool.block_size
-        for number in range(start // size, min(stop // size, len(sequence.prefix_keys))):
+        """Put a chunk into the step. Others may share the prompt blocks that it fills, in this very step if it is long."""
+        start, stop = sequence.num_computed, sequence.num_computed + count
+        chunk = Chunk(sequence, start, count, stop == sequence.num_tokens and not sequence.targets)
+        if count > 1:
+            self._publish(chunk)
+        step.add(chunk)
+
+    def _publish(self, chunk: Chunk) -> None:
+        """Let others share the prompt blocks that a chunk fills."""
+        sequence, size = chunk.sequence, self.pool.block_size
+        filled = range(chunk.start // size, min((chunk.start + chunk.count) // size, len(sequence.prefix_keys)))
+        for number in filled:
             self.pool.publish(sequence.blocks[number], sequence.prefix_keys[number])
-        step.add(Chunk(sequence, start, count, stop == sequence.num_tokens and not sequence.targets))
 
     def _admit(self, step: "_Step") -> None:
         """Start waiting sequences in order, as far as budget, seats and blocks go."""
@@ -180,6 +188,8 @@ class Scheduler:
         """Take note that chunks have been computed."""
         for chunk in chunks:
             chunk.sequence.num_computed = chunk.start + chunk.count
+            if chunk.count == 1:  # which keeps its key while others already attend
+                self._publish(chunk)
 
     def retire(self) -> None:
         """Let finished sequences go and free what they held."""

@@ -92,6 +92,19 @@ def test_half_precision_logits_are_read_as_they_are() -> None:
     torch.testing.assert_close(ours[:, 3:].float(), theirs.logprobs_BK, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("network", [0, 1])
+@pytest.mark.parametrize("impossible", [slice(1024, 4096), slice(5000, VOCAB)])
+def test_stretches_of_tokens_that_a_network_rules_out_change_nothing_else(network: int, impossible: slice) -> None:
+    generator = torch.Generator().manual_seed(6)
+    logits = [(4.0 * torch.randn(ROWS, VOCAB, generator=generator)).to(DEVICE) for _ in range(2)]
+    logits[network][:, impossible] = float("-inf")
+    parameters = [SamplingParameters.contrastive(0.4, seed=row) for row in range(ROWS)]
+    ours, theirs = draw_both((logits[0], logits[1]), parameters, 0, has_masks=False)
+    assert ours[:, 0].tolist() == theirs.token_B.tolist()
+    assert ours[:, 1].tolist() == theirs.head_size_B.tolist()
+    torch.testing.assert_close(ours[:, 3:].float(), theirs.logprobs_BK, rtol=1e-5, atol=1e-5)
+
+
 def test_a_head_set_that_does_not_fit_is_told_by_its_size() -> None:
     logits = (torch.zeros(2, VOCAB, device=DEVICE),)
     heads = find_heads_on_gpu(logits, torch.tensor([-1.0, -1.0], device=DEVICE))

@@ -59,6 +59,10 @@ class Machine:
             for position in range(chunk.start, chunk.start + chunk.count)
         ]
         assert len(set(written)) == len(written), "two sequences write the same place"
+        size = self.pool.block_size
+        read = {(c.sequence.blocks[position // size], position) for c in chunks for position in range(c.start)}
+        kept_alone = {(c.sequence.blocks[c.start // size], c.start) for c in chunks if c.count == 1}
+        assert not read & kept_alone, "a chunk of one token keeps its key while others attend"
 
     def look_ahead(self, chunks: list[Chunk]) -> list[Chunk]:
         """The next step, whose tokens nobody knows yet: what it writes for those who end is of no use to anybody."""
@@ -149,6 +153,19 @@ def test_samples_of_one_prompt_share_its_full_blocks_in_the_very_same_step() -> 
     assert sorted(chunk.count for chunk in chunks) == [2, 2, 2, 2, 14]
     assert machine.pool.num_hits == 4 * 3
     assert machine.pool.num_used == 3 + 5
+
+
+def test_what_a_chunk_of_one_token_fills_is_shared_from_the_next_step_on() -> None:
+    machine = Machine(200, 4, Limits(max_step_tokens=32, max_running=4))
+    prompt = tuple(range(32))
+    machine.scheduler.submit(sequence(0, (1, 2, 3), max_tokens=30))
+    machine.step()
+    machine.scheduler.submit(sequence(1, prompt, max_tokens=4))
+    assert [chunk.count for chunk in machine.step()] == [1, 31]
+    machine.scheduler.submit(sequence(2, (*prompt, 7), max_tokens=4))
+    assert [(c.sequence.request_id, c.start) for c in machine.step()] == [("r0", 4), ("r1", 31), ("r2", 28)]
+    machine.scheduler.submit(sequence(3, (*prompt, 8), max_tokens=4))
+    assert [(c.sequence.request_id, c.start) for c in machine.step()][2:] == [("r2", 33), ("r3", 32)]
 
 
 def test_a_prompt_that_somebody_is_computing_is_waited_for_and_others_pass() -> None:

@@ -37,7 +37,8 @@ def sum_kernel(
     largest = tl.max(z_T, 0)
     cell = (row * NUM_NETWORKS + network) * NUM_PARTS + part
     tl.store(max_BKP + cell, largest)
-    tl.store(total_BKP + cell, tl.sum(tl.exp(z_T - largest), 0))
+    reference = tl.where(largest == float("-inf"), 0.0, largest)  # a part of impossible tokens alone
+    tl.store(total_BKP + cell, tl.sum(tl.exp(z_T - reference), 0))
 
 
 @triton.jit

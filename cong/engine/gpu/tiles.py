@@ -77,6 +77,7 @@ class TiledLayout:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
         """Keep the step's keys and values, then attend: [S, Q, N, D] of query to [S, N, Q, D]."""
         query, key, value = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (query, key, value))
+        # The scheduler shares what a chunk of one token fills from the next step on: no tile waits for another's key.
         are_single = all(tiles.are_single for tiles in self.kinds)
         if not are_single:
             self._keep(key, value, pool)
