@@ -130,7 +130,7 @@ class Scheduler:
         sequence.blocks = []
 
     def _compute(self, sequence: Sequence, count: int, step: "_Step") -> None:
-        """Put a chunk into the step. Others may share the prompt blocks that it fills, in this very step if it is long."""
+        """Put a chunk into the step. What it fills of its prompt, others may share, in this very step if it is long."""
         start, stop = sequence.num_computed, sequence.num_computed + count
         chunk = Chunk(sequence, start, count, stop == sequence.num_tokens and not sequence.targets)
         if count > 1:

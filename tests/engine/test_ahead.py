@@ -10,7 +10,7 @@ import torch
 from cong.config.engine import EngineConfig, KernelChoice
 from cong.engine import Engine, Event, Generate, SampleFinished, TokenDrawn, drawing, runner
 from cong.engine.drawing import Drawer
-from cong.engine.gpu import heads, prompt_graphs, tiles
+from cong.engine.gpu import heads, prompt_graphs, tile_attention
 from cong.schemas import Prompt, SamplingParameters
 from tests.engine.conftest import VOCAB, World
 from tests.engine.test_exactness import SMALL, expect_reference, random_requests, serve
@@ -141,7 +141,7 @@ def test_tokens_are_told_step_by_step(world: World, folders: Folders) -> None:
 def emulate_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles and head sets by Triton's interpreter; instead of a graph what it is made of."""
     monkeypatch.setattr(runner, "has_tiles", lambda kernel, device: True)
-    monkeypatch.setattr(tiles, "_NUM_PROGRAMS", 8)  # contexts are split in two
+    monkeypatch.setattr(tile_attention, "_NUM_PROGRAMS", 8)  # contexts are split in two
     monkeypatch.setattr(prompt_graphs, "_SMALLEST", 4)
 
 

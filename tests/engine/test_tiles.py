@@ -9,9 +9,11 @@ import torch
 from cong.config.engine import EngineConfig
 from cong.engine.gpu.decoding_graphs import graph_sizes
 from cong.engine.gpu.prompt_graphs import num_tiles, token_sizes
+from cong.engine.gpu.tile_attention import launch_with_room
 from cong.engine.gpu.tiles import cut_tiles, has_tiles, lay_out_tiles
 from cong.engine.plain.layout import attend_dense
 from cong.engine.pool import LayerPool, Options, places_of
+from cong.errors import KernelUnavailable
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
@@ -78,6 +80,26 @@ def test_tiles_attend_as_plain_attention_does(
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(ours[:, rows].float(), theirs.transpose(1, 2), rtol=tolerance, atol=tolerance)
         row += count
+
+
+@needs_triton
+def test_a_gpu_with_little_room_looks_at_fewer_positions_and_remembers() -> None:
+    from triton import OutOfResources
+
+    tried: list[int] = []
+    room = 32
+
+    def launch(num_keys: int) -> None:
+        tried.append(num_keys)
+        if num_keys > room:
+            raise OutOfResources(2_000 * num_keys, 2_000 * room, "shared memory")
+
+    launch_with_room(launch, 64, "kind")
+    launch_with_room(launch, 64, "kind")
+    assert tried == [64, 32, 32]
+    room = 8
+    with pytest.raises(KernelUnavailable, match=r"shared memory.*set engine\.kernel to torch"):
+        launch_with_room(launch, 64, "kind")
 
 
 def test_kernels_get_addresses_of_one_kind_whatever_a_step_holds() -> None:

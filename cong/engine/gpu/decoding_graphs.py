@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cong.engine.gpu.block_tables import BlockTables
 from cong.engine.gpu.recorder import Compute, Recorder
-from cong.engine.gpu.tiles import Run, TiledLayout, Tiles
+from cong.engine.gpu.tile_attention import TiledLayout, Tiles
+from cong.engine.gpu.tiles import Run
 from cong.engine.transfer import Staged
 
 _SIZES = (2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)

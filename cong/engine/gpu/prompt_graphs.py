@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cong.engine.gpu.block_tables import BlockTables
 from cong.engine.gpu.recorder import Compute, Recorder
-from cong.engine.gpu.tiles import PROMPT_TOKENS, Run, TiledLayout, Tiles, cut_tiles
+from cong.engine.gpu.tile_attention import PROMPT_TOKENS, TiledLayout, Tiles
+from cong.engine.gpu.tiles import Run, cut_tiles
 from cong.engine.transfer import Staged
 
 _SMALLEST = 64

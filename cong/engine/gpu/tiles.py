@@ -1,16 +1,12 @@
-"""How the tokens of a step attend on a GPU: in tiles, through the block table, in one launch for each kind of tile.
+"""How the chunks of a step are cut into tiles, and where those lie on a GPU.
 
-A tile is some consecutive tokens of one sequence. All keys and values of the step are kept first, so a tile finds its
-whole context, its own tokens included, in the pool. Legend: S networks of a stack, Q query heads, H key-value heads,
-N tokens of a step, B sequences, C blocks of the longest, T tiles, D head width.
+Legend: N tokens of a step, T tiles, R rows with logits, V tokens of the vocabulary.
 """
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cong.config.engine import KernelChoice
-from cong.engine.pool import LayerPool, Options, Places
+from cong.engine.gpu.tile_attention import PROMPT_TOKENS, TiledLayout, Tiles
+from cong.engine.pool import Places
 from cong.engine.transfer import to_device
 from cong.errors import KernelUnavailable
 
@@ -26,169 +23,8 @@ logger = logging.getLogger(__name__)
 
 Numbers = NDArray[np.int64]
 
-_READ_BYTES = 2**15
-"""Of keys and values that a tile looks at together, at most."""
-_MAX_KEYS = 64
-_NUM_STAGES = 3
-"""Of reading ahead: all but one are in flight."""
-PROMPT_TOKENS = 16
-"""Tokens of a tile of a prompt; each is as many rows of a product as query heads share a key-value head."""
-_MIN_ROWS = 16
-"""Rows of the smallest matrix product."""
 _ALIGNED = 4
 """Numbers of 32 bits in the 16 bytes by which Triton tells addresses apart."""
-_NUM_PROGRAMS = 256
-"""Programs of a launch that keep a large GPU busy; with fewer, each context is split."""
-_MAX_SPLITS = 16
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Tiles of one kind."""
-
-    rows_T: Tensor
-    """The first of each tile's rows in the step."""
-    counts_T: Tensor
-    """Its tokens."""
-    positions_T: Tensor
-    """The position of its first token in its sequence."""
-    sequences_T: Tensor
-    """The row of its sequence in the block table."""
-    are_single: bool
-    """Whether every tile is one token: its context may be split over several programs."""
-
-    @classmethod
-    def of_rows(cls, rows_4T: Iterable[Tensor], *, are_single: bool) -> "Tiles":
-        """From what `cut_tiles` tells of tiles, on the device."""
-        rows, counts, positions, sequences = rows_4T
-        return cls(rows, counts, positions, sequences, are_single)
-
-
-@dataclass(frozen=True)
-class TiledLayout:
-    """Where the tokens of a step are kept and what they look at."""
-
-    table_BC: Tensor
-    """Places of each sequence's blocks."""
-    sequences_N: Tensor
-    positions_N: Tensor
-    kinds: tuple[Tiles, ...]
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
-        """Keep the step's keys and values, then attend: [S, Q, N, D] of query to [S, N, Q, D]."""
-        query, key, value = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (query, key, value))
-        # The scheduler shares what a chunk of one token fills from the next step on: no tile waits for another's key.
-        are_single = all(tiles.are_single for tiles in self.kinds)
-        if not are_single:
-            self._keep(key, value, pool)
-        out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
-        for tiles in self.kinds:
-            self._attend_tiles(tiles, (query, key, value), pool, options, out, keeps=are_single)
-        return out
-
-    def _keep(self, key: Tensor, value: Tensor, pool: LayerPool) -> None:
-        """All tokens' keys and values, before a tile looks at those of others."""
-        from cong.engine.gpu.tile_kernels import keep_kernel
-
-        num_networks, num_heads, num_rows, key_width = key.shape
-        value_width = value.shape[3]
-        keep_kernel[(num_rows, num_networks * num_heads)](
-            key,
-            value,
-            pool.keys,
-            pool.values,
-            self.table_BC,
-            self.sequences_N,
-            self.positions_N,
-            num_heads,
-            *key.stride()[:3],
-            *value.stride()[:3],
-            self.table_BC.stride(0),
-            PAGE=pool.block_size,
-            KEY_WIDTH=key_width,
-            VALUE_WIDTH=value_width,
-            WIDTH=_padded(max(key_width, value_width)),
-        )
-
-    def _attend_tiles(
-        self,
-        tiles: Tiles,
-        given: tuple[Tensor, Tensor, Tensor],
-        pool: LayerPool,
-        options: Options,
-        out: Tensor,
-        *,
-        keeps: bool,
-    ) -> None:
-        """Into `out`; with `keeps`, single tokens keep their own key and value."""
-        from cong.engine.gpu.tile_kernels import attend_kernel, join_kernel
-
-        query, key, value = given
-        num_networks, num_query_heads, num_rows, key_width = query.shape
-        num_heads = pool.keys.shape[1] // num_networks
-        group = num_query_heads // num_heads
-        value_width, num_tiles = out.shape[3], len(tiles.rows_T)
-        num_splits = _num_splits(num_tiles * num_networks * num_heads) if tiles.are_single else 1
-        num_tokens = max(_MIN_ROWS // _power_of_two(group), 1) if tiles.are_single else PROMPT_TOKENS
-        parts: Any = (out, out, out)
-        if num_splits > 1:
-            shape = (num_networks, num_rows, num_query_heads, num_splits)
-            parts = (
-                out.new_empty(*shape, value_width, dtype=torch.float32),
-                out.new_empty(shape, dtype=torch.float32),
-                out.new_empty(shape, dtype=torch.float32),
-            )
-        num_keys = _num_keys((key_width + value_width) * query.element_size())
-        attend_kernel[(num_tiles, num_networks * num_heads, num_splits)](
-            query,
-            key,
-            value,
-            pool.keys,
-            pool.values,
-            out,
-            *parts,
-            self.table_BC,
-            tiles.rows_T,
-            tiles.counts_T,
-            tiles.positions_T,
-            tiles.sequences_T,
-            num_heads,
-            num_rows,
-            *query.stride()[:3],
-            *key.stride()[:3],
-            *value.stride()[:3],
-            self.table_BC.stride(0),
-            num_splits,
-            options.scaling,
-            options.softcap or 0.0,
-            options.window or 0,
-            PAGE=pool.block_size,
-            GROUP=group,
-            GROUP_PADDED=_power_of_two(group),
-            TOKENS=num_tokens,
-            KEYS=num_keys,
-            KEY_WIDTH=key_width,
-            KEY_WIDTH_PADDED=_padded(key_width),
-            VALUE_WIDTH=value_width,
-            VALUE_WIDTH_PADDED=_padded(value_width),
-            HAS_SOFTCAP=options.softcap is not None,
-            HAS_WINDOW=options.window is not None,
-            KEEPS=keeps,
-            IS_SPLIT=num_splits > 1,
-            num_warps=_num_warps(num_tokens * _power_of_two(group) * _padded(key_width)),
-            num_stages=_NUM_STAGES,
-        )
-        if num_splits > 1:
-            join_kernel[(num_tiles, num_networks * num_query_heads)](
-                out,
-                *parts,
-                tiles.rows_T,
-                num_rows,
-                num_query_heads,
-                VALUE_WIDTH=value_width,
-                VALUE_WIDTH_PADDED=_padded(value_width),
-                SPLITS=num_splits,
-            )
 
 
 def has_tiles(choice: KernelChoice, device: torch.device) -> bool:
@@ -246,27 +82,3 @@ def _to_device(arrays: Ordered[Numbers], device: torch.device) -> list[Tensor]:
         packed[start : start + len(array)] = array
     moved = to_device(torch.from_numpy(packed), device)
     return [moved[start : start + len(array)] for start, array in zip(starts, arrays, strict=False)]
-
-
-def _num_keys(num_bytes: int) -> int:
-    """Positions of a context that a tile looks at together, each of so many bytes."""
-    return max(min(_power_of_two(_READ_BYTES // num_bytes), _MAX_KEYS), _MIN_ROWS)
-
-
-def _num_warps(num_numbers: int) -> int:
-    """For a tile of so many numbers of queries."""
-    return 8 if num_numbers > 64 * 128 else 4
-
-
-def _num_splits(num_programs: int) -> int:
-    """Shares that a context is split into so that so many programs keep the GPU busy; a power of two."""
-    return min(_power_of_two(-(-_NUM_PROGRAMS // num_programs)), _MAX_SPLITS)
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
-
-
-def _padded(width: int) -> int:
-    """Width of a product's operand."""
-    return max(_power_of_two(width), _MIN_ROWS)
