@@ -174,6 +174,45 @@ def log_softmax(score_H):
     return score_H - largest - tl.log(tl.sum(tl.exp(score_H - largest), 0))
 
 
+@triton.jit
+def keep_top(logq_H, probs_H, numbers, num_held, WIDTH: tl.constexpr, OTHERS: tl.constexpr):
+    """Log-probabilities after a row's top-k and top-p; `probs_H` is room for as many numbers.
+
+    A token's rank and the mass before it come from comparing it with every other; equal ones go by id.
+    """
+    column_H = tl.arange(0, WIDTH)
+    top_k = tl.load(numbers + 2)
+    top_p = tl.load(numbers + 3).to(tl.float64)
+    prob_H = tl.exp(logq_H)
+    tl.store(probs_H + column_H, prob_H)
+    tl.debug_barrier()
+    rank_H = tl.zeros([WIDTH], tl.int32)
+    for start in range(0, num_held, OTHERS):
+        other_O = start + tl.arange(0, OTHERS)
+        prob_O = tl.load(probs_H + other_O, mask=other_O < num_held, other=0.0)
+        is_more_HO = prob_O[None, :] > prob_H[:, None]
+        is_equal_HO = (prob_O[None, :] == prob_H[:, None]) & (other_O[None, :] < column_H[:, None])
+        is_before_HO = (is_more_HO | is_equal_HO) & (other_O < num_held)[None, :]
+        rank_H += tl.sum(is_before_HO.to(tl.int32), 1)
+    is_kept_H = (prob_H > 0.0) & (rank_H.to(tl.float32) < top_k)
+    prob_H = tl.where(is_kept_H, prob_H, 0.0)
+    tl.debug_barrier()
+    tl.store(probs_H + column_H, prob_H)
+    tl.debug_barrier()
+    before_H = tl.zeros([WIDTH], tl.float64)
+    for start in range(0, num_held, OTHERS):
+        other_O = start + tl.arange(0, OTHERS)
+        prob_O = tl.load(probs_H + other_O, mask=other_O < num_held, other=0.0)
+        is_more_HO = prob_O[None, :] > prob_H[:, None]
+        is_equal_HO = (prob_O[None, :] == prob_H[:, None]) & (other_O[None, :] < column_H[:, None])
+        before_H += tl.sum(tl.where(is_more_HO | is_equal_HO, prob_O[None, :].to(tl.float64), 0.0), 1)
+    total = tl.sum(prob_H.to(tl.float64), 0)
+    # Beyond every possible mass where the row has no top-p.
+    limit = tl.where(top_p >= 1.0, 2.0, top_p) * total
+    is_kept_H = is_kept_H & (before_H < limit)
+    return log_softmax(tl.where(is_kept_H, logq_H, float("-inf")))
+
+
 @triton.jit(do_not_specialize=["num_rows", "has_penalty", "has_banned", "has_exempt", "has_top"])
 def draw_kernel(
     ids_BH,
@@ -246,37 +285,7 @@ def draw_kernel(
 
     logq_H = log_softmax(score_H / tl.where(is_greedy, 1.0, temperature))
     if has_top != 0:
-        # A token's rank and the mass before it, by comparing it with every other; equal ones go by id.
-        top_k = tl.load(numbers + 2)
-        top_p = tl.load(numbers + 3).to(tl.float64)
-        prob_H = tl.exp(logq_H)
-        tl.store(probs_BH + cell_H, prob_H)
-        tl.debug_barrier()
-        rank_H = tl.zeros([WIDTH], tl.int32)
-        for start in range(0, num_held, OTHERS):
-            other_O = start + tl.arange(0, OTHERS)
-            prob_O = tl.load(probs_BH + row * WIDTH + other_O, mask=other_O < num_held, other=0.0)
-            is_more_HO = prob_O[None, :] > prob_H[:, None]
-            is_equal_HO = (prob_O[None, :] == prob_H[:, None]) & (other_O[None, :] < column_H[:, None])
-            is_before_HO = (is_more_HO | is_equal_HO) & (other_O < num_held)[None, :]
-            rank_H += tl.sum(is_before_HO.to(tl.int32), 1)
-        is_kept_H = (prob_H > 0.0) & (rank_H.to(tl.float32) < top_k)
-        prob_H = tl.where(is_kept_H, prob_H, 0.0)
-        tl.debug_barrier()
-        tl.store(probs_BH + cell_H, prob_H)
-        tl.debug_barrier()
-        before_H = tl.zeros([WIDTH], tl.float64)
-        for start in range(0, num_held, OTHERS):
-            other_O = start + tl.arange(0, OTHERS)
-            prob_O = tl.load(probs_BH + row * WIDTH + other_O, mask=other_O < num_held, other=0.0)
-            is_more_HO = prob_O[None, :] > prob_H[:, None]
-            is_equal_HO = (prob_O[None, :] == prob_H[:, None]) & (other_O[None, :] < column_H[:, None])
-            before_H += tl.sum(tl.where(is_more_HO | is_equal_HO, prob_O[None, :].to(tl.float64), 0.0), 1)
-        total = tl.sum(prob_H.to(tl.float64), 0)
-        # Beyond every possible mass where the row has no top-p.
-        limit = tl.where(top_p >= 1.0, 2.0, top_p) * total
-        is_kept_H = is_kept_H & (before_H < limit)
-        logq_H = log_softmax(tl.where(is_kept_H, logq_H, float("-inf")))
+        logq_H = keep_top(logq_H, probs_BH + row * WIDTH, numbers, num_held, WIDTH, OTHERS)
 
     best = tl.min(tl.where(score_H == tl.max(score_H, 0), column_H, WIDTH), 0)
     logq_H = tl.where(is_greedy, tl.where(column_H == best, 0.0, float("-inf")), logq_H)

@@ -7,7 +7,6 @@ step, B sequences, C blocks of the longest, T tiles, D head width.
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,14 +116,7 @@ class TiledLayout:
         value_width, num_tiles = out.shape[3], len(tiles.rows_T)
         num_splits = _num_splits(num_tiles * num_networks * num_heads) if tiles.are_single else 1
         num_tokens = max(_MIN_ROWS // _power_of_two(group), 1) if tiles.are_single else PROMPT_TOKENS
-        parts: Any = (out, out, out)
-        if num_splits > 1:
-            shape = (num_networks, num_rows, num_query_heads, num_splits)
-            parts = (
-                out.new_empty(*shape, value_width, dtype=torch.float32),
-                out.new_empty(shape, dtype=torch.float32),
-                out.new_empty(shape, dtype=torch.float32),
-            )
+        parts = _parts_of(out, num_splits) if num_splits > 1 else (out, out, out)
         grid = num_tiles, num_networks * num_heads, num_splits
 
         def attend(num_keys: int) -> None:
@@ -181,6 +173,13 @@ class TiledLayout:
                 VALUE_WIDTH_PADDED=_padded(value_width),
                 SPLITS=num_splits,
             )
+
+
+def _parts_of(out: Tensor, num_splits: int) -> tuple[Tensor, ...]:
+    """Room for what each share of a context says: weighted sum, largest score and total weight of every answer."""
+    shape = (*out.shape[:3], num_splits)
+    sums = out.new_empty(*shape, out.shape[3], dtype=torch.float32)
+    return sums, out.new_empty(shape, dtype=torch.float32), out.new_empty(shape, dtype=torch.float32)
 
 
 def _num_keys(num_bytes: int) -> int:
