@@ -186,6 +186,15 @@ def step_bytes(engine: Engine, num_sequences: int, context: float) -> float:
     return engine.networks.own_bytes + num_sequences * context * per_token + logits
 
 
+def step_bytes_alone(model: Any, num_sequences: int, context: float) -> float:
+    """The same for one network of transformers'."""
+    sizes = model.config
+    head_dim = getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads
+    per_token = 2 * sizes.num_hidden_layers * sizes.num_key_value_heads * head_dim * model.dtype.itemsize
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return weights + num_sequences * (context * per_token + sizes.vocab_size * BYTES_PER_LOGIT)
+
+
 def decode(engine: Engine, count: int, length: int, new_tokens: int, seed: int, **changes: Any) -> dict[str, Any]:
     """Prefill `count` prompts, then time `new_tokens` steps in which all of them draw."""
     # The first ones draw while the others' prompts are computed.
@@ -241,7 +250,13 @@ def continuous_batching(shape: dict[str, Any], count: int, length: int, new_toke
         seconds[wanted] = time.perf_counter() - started
         assert sum(len(output.generated_tokens) for output in outputs.values()) == count * wanted
     step_s = (seconds[new_tokens] - seconds[1]) / (new_tokens - 1)
-    return {"num_sequences": count, "step_ms": step_s * 1e3, "decode_tokens_per_s": count / step_s}
+    share = step_bytes_alone(model, count, length + new_tokens / 2) / nominal_bandwidth() / step_s
+    return {
+        "num_sequences": count,
+        "step_ms": step_s * 1e3,
+        "decode_tokens_per_s": count / step_s,
+        "share_of_nominal": share,
+    }
 
 
 @torch.inference_mode()
@@ -328,7 +343,7 @@ def measure_shape(name: str, options: argparse.Namespace, console: Console, copi
         release()
     if name in options.peers:
         try:
-            row = continuous_batching(shape, 64, options.prompt_tokens, 129)
+            row = continuous_batching(shape, 64, options.prompt_tokens, 33)
             results.append(row | {"shape": name, "variant": "transformers continuous batching, ONE network"})
             console.print(f"{name}: transformers continuous batching, ONE network: {row}")
         except Exception as error:  # noqa: BLE001 a peer that fails is named and left out

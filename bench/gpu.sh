@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU: checks, then figures, written to the folder given (default docs/results).
 #     bench/gpu.sh [FOLDER] [tests|engine|products|ways|train]...
-# Without parts all of them, in this order: ways are the engine with parts turned off, and a peer.
+# Without parts all of them, in this order: engine runs a peer too, ways are the engine with parts turned off.
 # Needs torch with CUDA and triton, transformers, pydantic; with trl and datasets, training is compared with TRL too.
 set -uo pipefail
 case ${1:-} in -h | --help) sed -n '2,5s/^# *//p' "$0"; exit ;; esac
@@ -30,10 +30,11 @@ for part; do
   started=$SECONDS
   case $part in
     tests) tests ;;
-    engine) "$python" bench/engine_gpu.py --json "$out/engine-gpu.json" || status=1 ;;
+    engine) "$python" bench/engine_gpu.py --peers Qwen2.5-0.5B Llama-3.2-1B Llama-3.2-3B \
+      --json "$out/engine-gpu.json" || status=1 ;;
     products) "$python" bench/products_gpu.py --json "$out/products-gpu.json" || status=1 ;;
-    ways) "$python" bench/engine_gpu.py --shapes Qwen2.5-0.5B Llama-3.2-1B --sequences 64 --variants Qwen2.5-0.5B \
-      --peers Llama-3.2-1B --json "$out/engine-gpu-ways.json" || status=1 ;;
+    ways) "$python" bench/engine_gpu.py --shapes Qwen2.5-0.5B --sequences 64 --variants Qwen2.5-0.5B \
+      --json "$out/engine-gpu-ways.json" || status=1 ;;
     train) "$python" bench/train_gpu.py --json "$out/train-gpu.json" || status=1 ;;
   esac
   echo "$part: $((SECONDS - started)) s"
