@@ -168,15 +168,16 @@ class Engine:
             self._waiting.close()
 
     def _warm_up(self) -> None:
-        """Compile what the first requests would wait for: a prompt of nobody's, kept nowhere, a token, and their draws.
+        """Compile what the first requests would wait for: a prompt of nobody's, kept nowhere, tokens, and their draws.
 
-        Where a vocabulary is odd, logits of few rows lie at other addresses than those of many: kernels of their own.
+        Where a vocabulary is odd, networks' logits of one, of three and of many rows lie at addresses that Triton tells
+        apart, and compiles kernels for.
         """
         parameters = SamplingParameters(weights=(1.0,) * len(self.identities))
         nobody = Sequence("", 0, (0, 0), parameters, frozenset(), 0, blocks=[NO_BLOCK] * 2)
-        for start, count in ((0, 2), (1, 1)):
-            logits = self._runner.forward([Chunk(nobody, start, count, draws=True)])
-            self._drawer.draw([nobody], logits.drawing).numbers()
+        for start, count, times in ((0, 2, 1), (1, 1, 1), (1, 1, min(3, self.max_running))):
+            logits = self._runner.forward([Chunk(nobody, start, count, draws=True)] * times)
+            self._drawer.draw([nobody] * times, logits.drawing).numbers()
 
     def _step(self) -> None:
         chunks, logits = self._take_ahead() or self._compute()
