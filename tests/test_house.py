@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"decoding", "objectives", "statistics"},
     {"models", "prompts", "stream", "telemetry", "report", "client", "cluster"},
     {"engine", "train"},
-    {"evaluation", "lab", "estimate"},
+    {"evaluation", "look", "lab", "estimate"},
     {"service", "pipeline"},
     {"cli"},
 ]

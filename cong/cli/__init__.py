@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     from cong.cli.estimate import add_estimate_commands
     from cong.cli.evaluate import add_evaluate_command
     from cong.cli.lab import add_lab_commands
+    from cong.cli.look import add_look_command
     from cong.cli.pipeline import add_pipeline_commands
     from cong.cli.sample import add_sample_command
     from cong.cli.stream import add_stream_commands
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cong {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     add_config_commands(commands)
+    add_look_command(commands)
     add_sample_command(commands)
     add_evaluate_command(commands)
     add_lab_commands(commands)

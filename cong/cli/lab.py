@@ -89,11 +89,12 @@ def _sample(arguments: argparse.Namespace) -> int:
         return print_config(config)
     if arguments.num_prompts < 1:
         raise ConfigError(f"--num-prompts is {arguments.num_prompts}; give at least 1")
-    from cong.lab.samples_view import sample_pair, to_rich_samples
+    from cong.lab.samples_view import sample_pair
+    from cong.report import samples_to_rich
 
     cache, _ = _prepare(config)
     samples = sample_pair(config.lab, cache, arguments.num_prompts)
-    Console().print(to_rich_samples(samples))
+    Console().print(samples_to_rich(samples))
     return 0
 
 

@@ -4,7 +4,7 @@ from cong.decoding.contrast import Mixture, head_mask, interpolate_logits, logpr
 from cong.decoding.draw import draw, prompt_seed, uniforms, warp
 from cong.decoding.methods import METHODS, Parametrisation, equivalent_alpha, parametrise
 from cong.decoding.rules import DrawRule, Rules, stack_rules
-from cong.decoding.step import Step, decode_step
+from cong.decoding.step import Step, decode_step, distribution
 
 __all__ = [
     "METHODS",
@@ -14,6 +14,7 @@ __all__ = [
     "Rules",
     "Step",
     "decode_step",
+    "distribution",
     "draw",
     "equivalent_alpha",
     "head_mask",

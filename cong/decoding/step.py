@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cong.decoding.contrast import mix, penalize
+from cong.decoding.contrast import Mixture, mix, penalize
 from cong.decoding.draw import draw, uniforms, warp
 from cong.decoding.rules import Rules
 
@@ -29,15 +29,13 @@ class Step:
     """Head tokens on which the floor acted."""
 
 
-def decode_step(
+def distribution(
     logits: Sequence[Tensor],
     rules: Rules,
-    sample_index_B: Tensor,
-    position_B: Tensor,
     is_seen_BV: Tensor | None = None,
     banned_BV: Tensor | None = None,
-) -> Step:
-    """Draw the token at `position_B` (0 = first of the completion) of each row.
+) -> tuple[Mixture, Tensor]:
+    """The mixture, and the log-probabilities [B, V] that each row draws from.
 
     `is_seen_BV` says which tokens a row's penalty acts on; it may be left out where no row has a penalty.
     `banned_BV` marks tokens that are not drawn, except in a row whose head set holds nothing else.
@@ -51,7 +49,19 @@ def decode_step(
         allowed_BV = scores_BV.masked_fill(banned_BV, -math.inf)
         is_left_B1 = (allowed_BV > -math.inf).any(-1, keepdim=True)
         scores_BV = torch.where(is_left_B1, allowed_BV, scores_BV)
-    logq_BV = warp(scores_BV, rules)
+    return mixture, warp(scores_BV, rules)
+
+
+def decode_step(
+    logits: Sequence[Tensor],
+    rules: Rules,
+    sample_index_B: Tensor,
+    position_B: Tensor,
+    is_seen_BV: Tensor | None = None,
+    banned_BV: Tensor | None = None,
+) -> Step:
+    """Draw the token at `position_B` (0 = first of the completion) of each row from its `distribution`."""
+    mixture, logq_BV = distribution(logits, rules, is_seen_BV, banned_BV)
     token_B = draw(logq_BV, uniforms(rules.seed_B, sample_index_B, position_B))
     token_B1 = token_B[:, None]
     floored_BV = mixture.floored_BV

@@ -6,6 +6,7 @@ Everything named here is plain data and free of optional packages. `cong.report.
 
 from cong.report.drawing import save_plot, to_svg
 from cong.report.page import (
+    Block,
     Comparison,
     Details,
     Figure,
@@ -28,13 +29,15 @@ from cong.report.plots import (
     Reference,
     ScatterPlot,
 )
-from cong.report.rendering import write_html, write_markdown
+from cong.report.rendering import visible, write_html, write_markdown
 from cong.report.tables import Cell, Column, Estimate, Table, to_html, to_markdown, to_rich
+from cong.report.terminal import samples_to_rich
 
 __all__ = [
     "Axis",
     "Bar",
     "BarPlot",
+    "Block",
     "Cell",
     "Column",
     "Comparison",
@@ -55,11 +58,13 @@ __all__ = [
     "Section",
     "Table",
     "Token",
+    "samples_to_rich",
     "save_plot",
     "to_html",
     "to_markdown",
     "to_rich",
     "to_svg",
+    "visible",
     "write_html",
     "write_markdown",
 ]

@@ -52,6 +52,12 @@ class Response:
     tokens: Sequence[Token]
     reward: float | None = None
 
+    @property
+    def mean_ratio(self) -> float | None:
+        """Log-ratio per token, over the tokens that have one."""
+        ratios = [token.ratio for token in self.tokens if token.ratio is not None]
+        return sum(ratios) / len(ratios) if ratios else None
+
 
 @dataclass(frozen=True)
 class Comparison:

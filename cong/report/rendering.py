@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cong.errors import MissingExtra
 from cong.files import write_file
 from cong.report.drawing import save_plot, to_svg
-from cong.report.page import Block, Comparison, Details, Figure, Page, Prose, Response, Samples, Section, Token
+from cong.report.page import Block, Comparison, Details, Figure, Page, Prose, Samples, Section, Token
 from cong.report.tables import Table, markdown_escape, to_html, to_markdown
 from cong.report.theme import css_variables
 
@@ -116,8 +116,8 @@ def _markdown_comparison(comparison: Comparison, reward_label: str) -> str:
         facts = []
         if response.reward is not None:
             facts.append(f"{markdown_escape(reward_label)} {response.reward:.2f}")
-        if (ratio := _mean_ratio(response)) is not None:
-            facts.append(f"mean log-ratio {ratio:+.2f} nats")
+        if response.mean_ratio is not None:
+            facts.append(f"mean log-ratio {response.mean_ratio:+.2f} nats")
         about = f" ({', '.join(facts)})" if facts else ""
         parts += [f"{markdown_escape(response.label)}{about}:", _fenced("".join(t.text for t in response.tokens))]
     return "\n\n".join(parts)
@@ -142,11 +142,6 @@ def _fenced(text: str) -> str:
 
 def _paragraphs(text: str) -> list[str]:
     return [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
-
-
-def _mean_ratio(response: Response) -> float | None:
-    ratios = [token.ratio for token in response.tokens if token.ratio is not None]
-    return sum(ratios) / len(ratios) if ratios else None
 
 
 def _environment() -> "Environment":
@@ -175,7 +170,6 @@ def _environment() -> "Environment":
         "table": lambda table: Markup(to_html(table)),
         "figure": lambda figure: Markup(to_svg(figure.plot)),
         "visible": visible,
-        "mean_ratio": _mean_ratio,
         "strength": _strength,
         "reading": _reading,
     }

@@ -1,0 +1,91 @@
+"""`cong look`: what the contrast does to a few prompts, token by token."""
+
+import argparse
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.errors import ConfigError, MissingExtra
+
+if TYPE_CHECKING:
+    from cong.schemas import Prompt
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def _look(arguments: argparse.Namespace) -> int:
+    config = resolve_config(arguments)
+    if arguments.dry_run:
+        return print_config(config)
+    prompts = _prompts(arguments)
+    if arguments.html is not None and importlib.util.find_spec("jinja2") is None:
+        raise MissingExtra("report", "jinja2")
+    import torch
+    from rich.console import Console
+
+    from cong.look import STEPS_LEGEND, look, look_page, samples_of, steps_table
+    from cong.report import samples_to_rich, to_rich, write_html
+    from cong.telemetry import configure_logging
+
+    configure_logging("WARNING")
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    has_steps = arguments.steps or arguments.html is not None
+    looks = look(config, prompts, arguments.alpha, has_steps=has_steps)
+    console = Console()
+    console.print(samples_to_rich(samples_of(looks)))
+    if arguments.steps:
+        for each in looks:
+            for answer in each.answers:
+                if answer.steps:
+                    console.print(to_rich(steps_table(each.prompt.shown, answer)))
+        console.print(STEPS_LEGEND, style="dim", highlight=False)
+    if arguments.html is not None:
+        write_html(look_page(looks, config), arguments.html)
+        console.print(f"page: {arguments.html.resolve()}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _prompts(arguments: argparse.Namespace) -> "Sequence[Prompt]":
+    from cong.prompts import open_prompts
+    from cong.schemas import Message, Prompt
+
+    if bool(arguments.prompt) == (arguments.prompts is not None):
+        raise ConfigError("give prompts as arguments, or a file of them with --prompts")
+    if arguments.prompts is None:
+        if arguments.chat:
+            return [Prompt(messages=(Message(role="user", content=text),)) for text in arguments.prompt]
+        return [Prompt(text=text) for text in arguments.prompt]
+    if arguments.chat:
+        raise ConfigError("--chat is for prompts that are arguments; a file says itself what is a conversation")
+    if arguments.num_prompts < 1:
+        raise ConfigError(f"--num-prompts is {arguments.num_prompts}; give at least 1")
+    prompts = list(open_prompts(arguments.prompts, limit=arguments.num_prompts).strict())
+    if not prompts:
+        raise ConfigError(f"{arguments.prompts} holds no prompts")
+    return prompts
+
+
+def add_look_command(commands: "Commands") -> None:
+    """Declare `cong look`."""
+    about = "answer a few prompts by base, aligned and contrast, and show what the contrast did to each token"
+    parser = commands.add_parser("look", help=about, description=about)
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="what is asked")
+    parser.add_argument("--chat", action="store_true", help="ask each PROMPT as a user's message, by the chat template")
+    parser.add_argument("--prompts", metavar="FILE", help="ask these instead: what `cong sample` reads")
+    parser.add_argument("--num-prompts", type=int, default=3, metavar="N", help="the first N of the file (3)")
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="A",
+        help="contrasts to try; 1 = aligned alone, smaller = stronger (that of sampling)",
+    )
+    parser.add_argument("--steps", action="store_true", help="a table of every contrastive answer, token by token")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with all of it")
+    add_config_options(parser)
+    parser.set_defaults(run=_look)
