@@ -62,13 +62,13 @@ def _draw(engine: "LocalEngine", config: RunConfig, arguments: argparse.Namespac
             shared.append((request.prompt.prompt_id, first.prompt.prompt_id))
     keys = {key for of_prompt in of_keys for key in of_prompt}
     num_written = 0
-    with _open_sink(config, arguments) as sink, progress("sampling", unit="samples") as bar:
+    with _open_sink(config, arguments) as sink:
         known = sink.known(keys)
-        bar.show(missing=len(keys - known))
-        for record in engine.generate(of_keys.values(), known):
-            sink.write(record)
-            num_written += 1
-            bar.advance(tokens=engine.stats().num_drawn_tokens)
+        with progress("sampling", len(keys), start=len(known), unit="samples") as bar:
+            for record in engine.generate(of_keys.values(), known):
+                sink.write(record)
+                num_written += 1
+                bar.advance(tokens=engine.stats().num_drawn_tokens)
     print(f"{sink.name}: {num_written} samples written, {len(known)} were there", file=sys.stderr)
     _tell_shared(shared)
     return 0

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextvars import ContextVar
+from functools import partial
 from types import TracebackType
 from typing import Self, TextIO, TypeVar
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.progress import TimeRemainingColumn as RemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 T = TypeVar("T")
@@ -148,7 +150,7 @@ class _LiveView:
         if self._outer is None:
             # With no explicit file rich follows sys.stderr, and moves what others print there above the bar.
             console = Console(stderr=True) if stream is sys.stderr else Console(file=stream)
-            self._shown = RichProgress(*_columns(), console=console)
+            self._shown = RichProgress(*_columns(console.width), console=console)
             self._shown.start()
             _display.set(self._shown)
         else:
@@ -214,17 +216,19 @@ class _RateColumn(ProgressColumn):
 
 class _FieldsColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(task.fields["bar"].fields_text, style="dim")
+        return Text(task.fields["bar"].fields_text, style="dim", no_wrap=True)
 
 
-def _columns() -> tuple[ProgressColumn, ...]:
+def _columns(width: int) -> tuple[ProgressColumn, ...]:
+    # One line a row: of a narrow terminal the bar takes an eighth, and only the fields are cut.
+    whole = partial(Column, no_wrap=True)
     return (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        _RateColumn(),
-        TimeElapsedColumn(),
-        RemainingColumn(),
+        TextColumn("{task.description}", markup=False, table_column=whole()),
+        BarColumn(bar_width=min(28, width // 8), table_column=whole()),
+        MofNCompleteColumn(table_column=whole()),
+        _RateColumn(table_column=whole()),
+        TimeElapsedColumn(table_column=whole()),
+        RemainingColumn(table_column=whole()),
         _FieldsColumn(),
     )
 

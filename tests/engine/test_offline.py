@@ -46,7 +46,9 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_second_run_makes_only_what_is_missing(world: World, tmp_path: Path, prompts: Path) -> None:
+def test_a_second_run_makes_only_what_is_missing(
+    world: World, tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(world, tmp_path, "--num-samples", "2") == 0
     first = samples(tmp_path)
     assert {(record.prompt.prompt_id, record.sample_index) for record in first} == {
@@ -56,7 +58,9 @@ def test_a_second_run_makes_only_what_is_missing(world: World, tmp_path: Path, p
     whole = out.read_bytes()
     lines = whole.splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:9]) + lines[9][: len(lines[9]) // 2])  # killed in the middle of a line
+    capsys.readouterr()
     assert run(world, tmp_path, "--num-samples", "2") == 0
+    assert "sampling: started (7 of 16 to do)" in capsys.readouterr().err
     again = samples(tmp_path)
     assert again[:9] == first[:9]
     drawn = {record.key: record.completion_token_ids for record in first}
