@@ -64,6 +64,10 @@ class SampleCall(Input):
             return data
         if "prompts" in data:
             raise ValueError("give prompt or prompts, not both")
+        if isinstance(data["prompt"], list | tuple):
+            raise ValueError(
+                "prompt is a list; give a text, an object with messages or token_ids, or several as prompts"
+            )
         rest = {name: value for name, value in data.items() if name != "prompt"}
         return {**rest, "prompts": (data["prompt"],)}
 

@@ -63,6 +63,8 @@ _TAGS = ("constrained-", "function-", "tuple[", "list[", "dict[", "nullable[", "
 """How pydantic's names of the branches of a union begin; they are no names of fields."""
 _WORDS = (
     ("Value error, ", ""),
+    ("Extra inputs are not permitted", "is not known here"),
+    (" after validation", ""),
     (" or object to extract fields from", ""),
     ("a valid boolean, unable to interpret input", "true or false"),
     ("a valid boolean", "true or false"),

@@ -34,8 +34,12 @@ def test_what_follows_from_a_cause_is_not_told() -> None:
 
 def test_a_list_that_is_short_by_itself_is_told() -> None:
     assert found(SampleCall, {"prompts": []}) == [
-        ("prompts", "It should have at least 1 item after validation, not 0"),
+        ("prompts", "It should have at least 1 item, not 0"),
     ]
+
+
+def test_a_field_that_does_not_exist_is_not_told_as_an_input() -> None:
+    assert found(SampleCall, {"prompts": ["a"], "top": 1}) == [("top", "is not known here")]
 
 
 @pytest.mark.parametrize("value", ["perhaps", [], 2])

@@ -74,6 +74,10 @@ TABLE: Mapping[type[errors.CongError], Kind] = {
 }
 """An error is told like the nearest class above it in the tree. The root stands for none: it is not in the table."""
 
+_NO_ROUTE = {
+    404: "there is no such route; GET /docs lists all",
+    405: "this route has no such method; GET /docs lists all",
+}
 _BY_STATUS: Mapping[int, tuple[ErrorType, str]] = {
     400: ("invalid_request_error", "bad_request"),
     404: ("not_found_error", "not_found"),
@@ -125,7 +129,7 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, HTTPException) and error.status_code == 400 and error.__cause__ is not None:
         return http_problem(400, f"the body cannot be read as JSON: {error.__cause__}")
     if isinstance(error, HTTPException):
-        return http_problem(error.status_code, str(error.detail), error.headers)
+        return http_problem(error.status_code, _NO_ROUTE.get(error.status_code, str(error.detail)), error.headers)
     return Problem(500, "server_error", "internal", _INTERNAL)
 
 
@@ -164,6 +168,8 @@ def _validation(found: Sequence[Any]) -> Problem:
 
 
 def _unknown(name: str) -> str:
+    if name in _FIELDS:
+        return "is a field, but not in this place; GET /docs shows where"
     close = difflib.get_close_matches(name, _FIELDS, n=1)
     return f"is not known here; did you mean {close[0]}?" if close else "is not known here"
 

@@ -227,7 +227,9 @@ def test_errors_of_the_protocol_have_the_same_form(world: World) -> None:
             ):
                 response = await hosted.client.request(method, path)
                 assert response.status_code == status
-                assert ErrorReply.model_validate_json(response.content).error.type == kind
+                error = ErrorReply.model_validate_json(response.content).error
+                assert error.type == kind
+                assert ("GET /docs lists all" in error.message) == (path != "/v1/models/other")
                 if status == 405:
                     assert response.headers["allow"]
 
