@@ -86,10 +86,10 @@ _JUDGES: dict[str, type[Settings]] = {
 
 def _by_kind(value: Any) -> Any:
     """The judge of the kind that is named. A discriminated union would put the kind into the names of wrong keys."""
-    if not isinstance(value, dict):
+    if isinstance(value, tuple(_JUDGES.values())):
         return value
-    kind = value.get("kind")
-    if kind not in _JUDGES:
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if not isinstance(kind, str) or kind not in _JUDGES:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(_JUDGES)}")
     return _JUDGES[kind].model_validate(value)
 

@@ -158,6 +158,18 @@ def test_the_check_finds_wrong_objectives_wherever_they_stand(
     assert "pipeline.prefer.objective: objective 'dpo' has no parameter 'betta'" in told
 
 
+@pytest.mark.parametrize(
+    ("judge", "kind"), [("rewards", None), ("null", None), ("{}", None), ("{kind: [implicit]}", ["implicit"])]
+)
+def test_a_judge_without_a_kind_is_told_once_and_by_its_own_name(judge: str, kind: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(RunConfig, [], [f"evaluation.judges.rm={judge}"])
+    _, *told = str(caught.value).splitlines()
+    (line,) = told
+    assert line.startswith("  evaluation.judges.rm is ")
+    assert line.endswith(f"kind is {kind!r}; it must be one of program, implicit, reward_model")
+
+
 def test_the_command_checks_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "run.yaml", "num_threads: 1\n")
     assert main(["config", "check", str(path)]) == 0
