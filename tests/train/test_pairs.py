@@ -160,6 +160,23 @@ def test_preferences_are_read_as_text_and_as_token_ids(tmp_path: Path, tokenizer
     assert second.key.startswith("c-")
 
 
+def test_whole_conversations_are_told_apart_by_their_last_messages(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m['content'] }}={% endfor %}"
+    tokenizer = load_tokenizer(str(network_folder(tmp_path / "network")), chat_template=template)
+    asked = [{"role": "user", "content": "ab"}]
+    good, bad = ([{"role": "assistant", "content": text}] for text in ("cd", "ef"))
+    whole = {"chosen": asked + good, "rejected": asked + bad, "prompt_id": "p1"}
+    rows = [{"prompt": asked, "chosen": good, "rejected": bad, "prompt_id": "p1"}, whole, {"prompt": "ab", **whole}]
+    found = []
+    for number, row in enumerate(rows):
+        path = tmp_path / f"pairs-{number}.jsonl"
+        path.write_text(json.dumps(row))
+        found += shown(read_pairs(path, tokenizer).examples)
+    first, *others = found
+    assert others == [first, first]
+    assert first[2] == [BOS_ID, *encode("ab=")]
+
+
 def test_an_exported_stream_is_read_back_as_the_same_pairs(tmp_path: Path, tokenizer: Tokenizer) -> None:
     write_samples(tmp_path / "chosen", (sample(number) for number in range(12)))
     write_samples(tmp_path / "rejected", (sample(number, is_plain=True) for number in range(12)))
@@ -189,6 +206,10 @@ def test_parquet_and_saved_datasets_hold_the_same_preferences(tmp_path: Path, to
         ({"prompt": {"text": "a", "token_ids": [1]}, "chosen": "b", "rejected": "c"}, "is no preference"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "weight": -0.5}, "weight: Input should be greater"),
         ({"prompt": "a", "chosen": [], "rejected": "c"}, "an answer has 0 messages"),
+        (
+            {"prompt": "a", "chosen": [{"content": "a"}] * 2, "rejected": [{"content": "b"}] * 2},
+            "has 2 messages; .* whole",
+        ),
     ],
 )
 def test_a_wrong_row_is_refused_with_its_place(

@@ -23,7 +23,8 @@ _AT_ONCE = 1024
 def read_pairs(path: Path, tokenizer: Tokenizer) -> Pairs:
     """Preferences of a .jsonl or .parquet file, or of a folder that `datasets` has saved.
 
-    A row is a `PreferenceRecord`, or has `prompt`, `chosen` and `rejected` as text or as lists of messages.
+    A row is a `PreferenceRecord`, or has `prompt`, `chosen` and `rejected` as text or as lists of messages, or has
+    whole conversations as `chosen` and `rejected`.
     """
     counts: Counter[str] = Counter()
     examples: dict[str, Example] = {}
@@ -86,8 +87,9 @@ def _dataset_rows(folder: Path) -> Iterator[Any]:
 
 
 def _record(row: Any, where: str) -> PreferenceRecord:
-    if not isinstance(row, dict) or any(row.get(name) is None for name in ("prompt", "chosen", "rejected")):
-        raise ConfigError(f"{where} has not all of prompt, chosen and rejected")
+    row = _with_prompt(row) if isinstance(row, dict) else {}
+    if any(row.get(name) is None for name in ("prompt", "chosen", "rejected")):
+        raise ConfigError(f"{where} has not all of prompt, chosen and rejected; rename its columns")
     fields = {name: value for name, value in row.items() if name in PreferenceRecord.model_fields}
     fields["prompt"] = _plain_prompt(row)
     for side in ("chosen", "rejected"):
@@ -97,6 +99,16 @@ def _record(row: Any, where: str) -> PreferenceRecord:
     except ValidationError as error:
         problems = "; ".join(f"{name}: {words}" for name, words in causes(error.errors()))
         raise ConfigError(f"{where} is no preference: {problems}") from error
+
+
+def _with_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    """Of two whole conversations, what comes before their last messages is the prompt; a text beside it repeats it."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if not isinstance(chosen, list) or not isinstance(rejected, list) or not isinstance(row.get("prompt", ""), str):
+        return row
+    if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
+        return row
+    return {**row, "prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
 
 
 def _plain_prompt(row: Mapping[str, Any]) -> Any:
@@ -110,7 +122,10 @@ def _plain_prompt(row: Mapping[str, Any]) -> Any:
 def _plain_completion(side: Any, key: str, where: str) -> Any:
     if isinstance(side, list):
         if len(side) != 1:
-            raise ConfigError(f"{where}: an answer has {len(side)} messages; it must be one, by the assistant")
+            raise ConfigError(
+                f"{where}: an answer has {len(side)} messages; it must be one, by the assistant, or both sides whole "
+                "conversations that differ in the last message alone"
+            )
         side = side[0].get("content", "")
     return {"text": side, "key": key} if isinstance(side, str) else side
 
