@@ -248,7 +248,7 @@ def _prompt(row: Mapping[str, Any], where: str, columns: Columns) -> Prompt | Ba
     names = (columns.prompt,) if columns.prompt else _FIELDS
     given = {name: row[name] for name in names if row.get(name) is not None}
     if not given:
-        return BadRow(where, f"has none of the fields {', '.join(names)}")
+        return BadRow(where, f"has none of the fields {', '.join(names)}; rename one, or name it as prompt_column")
     fields: dict[str, Any] = {}
     for name, value in given.items():
         fields.setdefault(_form(name, value), _without_nulls(value))

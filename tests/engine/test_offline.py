@@ -164,7 +164,11 @@ def test_without_networks_the_settings_are_named(tmp_path: Path, capsys: pytest.
     ("name", "text", "complaint"),
     [
         ("a.jsonl", '{"prompt": "x"}\n{"prompt": 3}\n', r"a\.jsonl:2 is no prompt: text"),
-        ("a.jsonl", '{"promt": "x"}\n', r"a\.jsonl:1 has none of the fields"),
+        (
+            "a.jsonl",
+            '{"promt": "x"}\n',
+            r"a\.jsonl:1 has none of the fields .*; rename one, or name it as prompt_column",
+        ),
         ("a.jsonl", "{\n", r"a\.jsonl:1 is not JSON"),
     ],
 )
