@@ -76,11 +76,12 @@ def train(
     """Train as the configuration says, from the newest checkpoint if there is one; `observers` hear of every step."""
     settings = config.train
     method = _method(config)
+    make_backend = make_backend or torch_backend(config.models.device)
     stop = stop or StopRequest()
     seed_all(settings.seed, rank=0)  # a new adapter is the same on every rank
     network = prepare(settings, config.models)
     arithmetic = StepArithmetic(network.model, is_recomputed=settings.has_activation_checkpointing)
-    backend = (make_backend or torch_backend(config.models.device))(network.model, settings)
+    backend = make_backend(network.model, settings)
     with ExitStack() as stack:
         stack.callback(backend.close)
         folder = stack.enter_context(RunFolder(config, is_first=backend.rank == 0))

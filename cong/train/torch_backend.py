@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cong.config.train import OptimizerSettings, Precision, TrainConfig
 from cong.errors import CheckpointError
+from cong.models.pretrained import parse_device
 from cong.train.backend import Backend, BackendFactory
 from cong.train.data.batch import MicroBatch
 from cong.train.forward import response_logits
@@ -163,7 +164,8 @@ def _adds_to(trained: Tensor) -> Callable[[Tensor], None]:
 
 
 def torch_backend(device: str) -> BackendFactory:
-    """Makes the backend of a run in one process."""
+    """Makes the backend of a run in one process, on a device that is there."""
+    parse_device(device)
 
     def make(model: nn.Module, settings: TrainConfig) -> Backend:
         return TorchBackend(model, settings.optimizer, precision=settings.precision, device=device)

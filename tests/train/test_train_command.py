@@ -107,6 +107,7 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(root: Path, capsy
         ("stream.location=nowhere", "there is no stream at nowhere"),
         ("stream.read.filter.min_tokens=1000", "no example passes"),
         ("stream.read.follow={}", "give train.max_steps or stream.read.max_records"),
+        ("models.device=cuda:99", "device is 'cuda:99', and torch sees"),
         ("train.evaluation.max_examples=0", "greater than or equal to 1"),
     ],
 )
