@@ -115,7 +115,7 @@ class _Process:
         if code == STOPPED_EXIT_CODE:
             raise StoppedEarly
         if code:
-            reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}, for the reason above"
             raise PipelineError(f"{self._name} ended by {reason}; what it had made is kept, run the pipeline again")
 
     def end(self) -> None:

@@ -184,7 +184,9 @@ def _against_alpha(swept: Swept, judged: Judged) -> list[Block]:
             "the strength of contrast (0: all of the base model is taken away; 1: none, on the head set). "
             "Band: 95 % over prompts. Dashed: models.",
         ),
-        Figure(Panels(others), "The same answers by every other judge, and their length."),
+        Figure(
+            Panels(others), f"The same answers by {'every other judge, and their length' if judges[1:] else 'length'}."
+        ),
         Prose(f"By {first} the pair's answers are best at alpha {best.alpha:g}.{chosen}"),
         Table(
             "The weak pair at each alpha",

@@ -8,7 +8,7 @@ import pytest
 
 from cong.config import RunConfig
 from cong.errors import ConfigError, PipelineError
-from cong.pipeline import Board, Standing, run_pipeline
+from cong.pipeline import Board, Standing, Subprocess, run_pipeline
 from cong.pipeline.attempt import read_lines
 from cong.stream import StreamReader, open_store
 from tests.pipeline.conftest import NUM_PROMPTS, Configure, changed
@@ -98,6 +98,15 @@ def test_what_cannot_run_is_refused_before_anything_runs(
     with pytest.raises(ConfigError, match=message):
         run_pipeline(configure(changes))
     assert not (tmp_path / "out" / "stages").exists()
+
+
+def test_a_stage_that_is_refused_in_its_own_process_says_where_the_reason_stands(
+    configure: Configure, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = configure({"models": {"device": "cuda:99"}})
+    with pytest.raises(PipelineError, match="align-weak ended by exit code 2, for the reason above"):
+        run_pipeline(config, Subprocess())
+    assert "device is 'cuda:99', and torch sees" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def test_each_alpha_answers_every_held_out_prompt_and_only_a_new_one_is_drawn(co
     assert points(config) == {alpha: pytest.approx(fmean(drawn(config, alpha))) for alpha in (0.0, 0.4)}
     page = (config.output_dir / "report.html").read_text()
     assert "Reward against alpha" in page
+    assert "The same answers by length." in page
     assert "The samples that were trained on were drawn at alpha 0.4" in page
     assert "| 0.4 |" in (config.output_dir / "report.md").read_text().replace("**", "")
 
