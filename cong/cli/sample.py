@@ -82,7 +82,7 @@ def _require_weights(config: RunConfig) -> None:
     if len(weights) != len(roles):
         raise ConfigError(
             f"sampling.weights are {weights}, and models names {len(roles)} network(s): {', '.join(roles)}; give one "
-            "weight for each"
+            "weight for each, or name the network that is missing"
         )
 
 

@@ -53,7 +53,7 @@ def render_text(
     if tokenizer.chat_template is None:
         raise NoChatTemplate(
             f"{len(messages)} messages were given, and the tokenizer of {tokenizer.name} has no chat template; give a "
-            "plain text prompt, or set a template when the tokenizer is loaded"
+            "plain text prompt, or a file with a template as models.chat_template"
         )
     if not messages:
         raise InvalidRequest("messages", "there are none; give at least one")

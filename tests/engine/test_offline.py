@@ -125,6 +125,7 @@ def test_weights_of_another_number_of_networks_are_told_before_they_are_loaded(
     assert run(world, tmp_path, "--set", "sampling.weights=[1.0]", "--set", "models.base.source=nowhere") == 2
     said = capsys.readouterr().err
     assert "sampling.weights are (1.0,), and models names 2 network(s): aligned, base; give one weight for each" in said
+    assert "or name the network that is missing" in said
 
 
 def test_what_the_machine_refuses_is_one_line(
