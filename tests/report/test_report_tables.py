@@ -80,6 +80,14 @@ def rich_text(table: Table) -> str:
     return out.getvalue()
 
 
+def test_a_long_name_is_broken_on_a_narrow_terminal_and_not_cut() -> None:
+    name = "pipeline.imitate.num_epochs"
+    out = StringIO()
+    Console(file=out, width=30).print(to_rich(Table("", [Column("why", "left"), Column("n")], [[name, 1]])))
+    assert "…" not in out.getvalue()
+    assert name in re.sub(r"\s+|1", "", out.getvalue())
+
+
 def test_terminal_markdown_and_html_show_the_same_cells() -> None:
     assert cells_of_rich(TABLE) == CELLS
     assert cells_of_markdown(TABLE) == CELLS
