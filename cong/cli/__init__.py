@@ -33,7 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
     from cong.cli.train import add_train_command
 
     parser = argparse.ArgumentParser(
-        prog="cong", description="Contrastive weak-to-strong generation and training, from the command line."
+        prog="cong",
+        description="Contrastive weak-to-strong generation and training, from the command line.",
+        epilog="A service: python -m serve.http, or python -m serve on Ray. Jobs on Ray: python -m jobs.sample, "
+        "jobs.train, jobs.evaluate, jobs.pipeline.",
     )
     parser.add_argument("--version", action="version", version=f"cong {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
