@@ -139,17 +139,18 @@ def test_a_terminal_gets_a_live_bar_with_count_and_fields(monkeypatch: pytest.Mo
         assert piece in out.getvalue()
 
 
-def test_a_row_is_one_line_on_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("label", ["training dpo", "5. stage 2: DPO, contrastive over the model's own samples"])
+def test_a_row_is_one_line_on_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch, label: str) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     out, clock = Terminal(), Clock()
-    with progress("training dpo", 1250, unit="steps", stream=out, clock=clock) as bar:
+    with progress(label, 1250, unit="steps", stream=out, clock=clock) as bar:
         clock.now_s += 100.0
         bar.advance(1250, loss=0.25, tokens_per_s=17780.0, arithmetic="4.7%", grad_norm=2.783, bottleneck="compute")
     last = out.getvalue().rsplit("\x1b[2K", 1)[-1]
     shown = re.sub(r"\x1b\[[0-9;?]*[a-z]", "", last, flags=re.I).splitlines()
-    assert shown[0].startswith("training dpo")
-    assert "1250/1250 12.5 steps/s" in shown[0]
+    assert shown[0].startswith(label[:12])
+    assert "1250/1250 12.5 steps/s 0:" in shown[0]
     assert "loss=0.25 tok" in shown[0]
     assert len(shown) == 1
     assert len(shown[0]) <= 80

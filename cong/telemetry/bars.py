@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self, TextIO, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.progress import TimeRemainingColumn as RemainingColumn
 from rich.table import Column
@@ -209,6 +209,11 @@ class _PlainView:
         self._stream.flush()
 
 
+class _LabelColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True)
+
+
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(task.fields["bar"].rate_text, style="progress.data.speed")
@@ -220,10 +225,10 @@ class _FieldsColumn(ProgressColumn):
 
 
 def _columns(width: int) -> tuple[ProgressColumn, ...]:
-    # One line a row: of a narrow terminal the bar takes an eighth, and only the fields are cut.
+    # One line a row: of a narrow terminal the bar takes an eighth, and only the longer of label and fields is cut.
     whole = partial(Column, no_wrap=True)
     return (
-        TextColumn("{task.description}", markup=False, table_column=whole()),
+        _LabelColumn(),
         BarColumn(bar_width=min(28, width // 8), table_column=whole()),
         MofNCompleteColumn(table_column=whole()),
         _RateColumn(table_column=whole()),
