@@ -27,7 +27,8 @@ def _sampling(arguments: argparse.Namespace) -> int:
         arguments.response_tokens,
         arguments.like,
     )
-    estimate = estimate_sampling(config, work, machines(arguments.accelerator, arguments.devices))
+    named = arguments.accelerator or config.estimate.sampler or config.estimate.accelerator
+    estimate = estimate_sampling(config, work, machines(_required(named), arguments.devices))
     _print(sampling_table(estimate))
     return 0
 
@@ -42,9 +43,16 @@ def _training(arguments: argparse.Namespace) -> int:
     length = config.train.batches.max_example_tokens - arguments.prompt_tokens
     responses = length if arguments.response_tokens is None else arguments.response_tokens
     work = TrainingWork(arguments.num, arguments.prompt_tokens, responses, arguments.like)
-    estimate = estimate_training(config, work, machines(arguments.accelerator, arguments.devices))
+    named = arguments.accelerator or config.estimate.accelerator
+    estimate = estimate_training(config, work, machines(_required(named), arguments.devices))
     _print(training_table(estimate))
     return 0
+
+
+def _required(accelerator: str) -> str:
+    if not accelerator:
+        raise ConfigError("no accelerator is named; give --accelerator, such as H100, or set estimate.accelerator")
+    return accelerator
 
 
 def _require_counts(arguments: argparse.Namespace) -> None:
@@ -75,9 +83,9 @@ def add_estimate_commands(commands: "Commands") -> None:
         action.add_argument("--num", type=int, required=True, metavar="N", help=unit)
         action.add_argument(
             "--accelerator",
-            required=True,
+            default="",
             metavar="NAME",
-            help="such as H100; a wrong name is told those that are known",
+            help="such as H100 (that of the configuration); a wrong name is told those that are known",
         )
         action.add_argument("--devices", type=int, default=1, metavar="N", help="how many of them (1)")
         action.add_argument("--prompt-tokens", type=float, default=200.0, metavar="T", help="mean (200)")

@@ -11,7 +11,7 @@ from cong import __version__
 from cong.config import RunConfig
 from cong.config.engine import Backend
 from cong.engine import open_engine
-from cong.models import NetworkSet
+from cong.models import NetworkSet, roles_of
 from cong.schemas import SamplingParameters
 from cong.service.archive import Archive
 from cong.service.facts import Facts
@@ -57,6 +57,8 @@ def open_service(config: RunConfig, writer_id: str) -> SampleService:
 
     Takes as long as the weights take to load.
     """
+    named = ", ".join(f"{role} {getattr(config.models, role).source}" for role in roles_of(config.models))
+    log.info("loading %s; dtype %s, device %s", named, config.models.dtype, config.models.device)
     engine = in_a_thread_that_ends(lambda: open_engine(config.models, config.engine, writer=writer_id))
     archive = None
     if config.service.may_store_prompts:

@@ -157,6 +157,10 @@ def test_the_commands_print_tables(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "Training on 8 x H100" in out
     assert "8,030,261,248" in out
+    assert main(["estimate", "sampling", "--num", "10", *pair, "--set", "estimate.accelerator=L40S"]) == 0
+    assert "Sampling on 1 x L40S" in capsys.readouterr().out
+    assert main(["estimate", "sampling", "--num", "10", *pair]) == 2
+    assert "give --accelerator, such as H100, or set estimate.accelerator" in capsys.readouterr().err
     assert main(["estimate", "training", *common, "--set", "models.strong.source=nobody"]) == 2
     assert "the size of 'nobody' is not known" in capsys.readouterr().err
 

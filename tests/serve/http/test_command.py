@@ -1,5 +1,6 @@
 """`python -m serve.http`: a process that serves until it is told to stop."""
 
+import re
 import signal
 import socket
 from pathlib import Path
@@ -20,7 +21,9 @@ def test_it_serves_and_stops_cleanly(world: World, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         # As uvicorn does it: it ends by the signal that it was told to end by.
         assert process.wait(60.0) in (0, -signal.SIGTERM), log.read_text()
-    assert "Traceback" not in log.read_text()
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert re.search(r"loading aligned \S+, base \S+; dtype float32, device cpu", said)
     assert len(stored(folder_store(tmp_path))) == 1
 
 
