@@ -11,7 +11,6 @@ from cong.stream import Cursor
 from cong.train.backend import Backend
 from cong.train.checkpoint import BACKEND, MARKER, Checkpoint, committed, folder_name, newest_complete
 from cong.train.data.feed import Feed
-from cong.train.data.source import Source
 from cong.train.data.stream_source import stream_cursors
 from cong.train.folder import RunFolder
 from cong.train.ledger import Ledger
@@ -71,16 +70,15 @@ def on_first(backend: Backend, work: Callable[[], int | None]) -> int | None:
 
 
 def resume(
-    checkpoint: Checkpoint, backend: Backend, source: Source, feed: Feed, recipe: Recipe, folder: RunFolder
+    checkpoint: Checkpoint, backend: Backend, feed: Feed, recipe: Recipe, folder: RunFolder
 ) -> tuple[Progress, Ledger]:
-    """Put back weights, optimiser, position, counts and random generators; where the run stands, and its ledger."""
+    """Put back weights, optimiser, counts and random generators; where the run stands, and its ledger."""
     state = checkpoint.state
     stored_frozen = {name: value for name, value in state["recipe"].items() if name.startswith("frozen.")}
     present_frozen = {name: value for name, value in recipe.items() if name in stored_frozen}
     require_same(stored_frozen, present_frozen or stored_frozen, str(checkpoint.folder))
     backend.load(checkpoint.folder / BACKEND)
     progress = Progress(**state["progress"])
-    source.seek(progress.position)
     feed.restore(state["counts"])
     own = checkpoint.folder / generators_file(backend.rank)
     if state["world_size"] == backend.world_size and own.is_file():

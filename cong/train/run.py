@@ -96,6 +96,10 @@ def train(
         }
         recipe = make_recipe(settings, facts)
         checkpoint = find_checkpoint(backend, folder, recipe)
+        if checkpoint is not None:
+            # Before anything is looked through: the run goes on with what there was when it began.
+            source.seek(checkpoint.state["progress"]["position"])
+        progress = Progress(_num_steps(config, source), source.position)
         is_growing = settings.data.kind == "stream" and config.stream.read.follow is not None
         frozen = FrozenNetworks(config, backend, network.fingerprint, is_growing=is_growing)
         feed = _feed(config, backend, source, method, frozen, is_growing=is_growing)
@@ -105,11 +109,10 @@ def train(
             return _NOT_BEGUN
         frozen.training_begins()
         recipe |= {f"frozen.{name}": fingerprint for name, fingerprint in frozen.fingerprints.items()}
-        progress = Progress(_num_steps(config, source), source.position)
         ledger = folder.new_ledger()
         seed_all(settings.seed, backend.rank)
         if checkpoint is not None:
-            progress, ledger = resume(checkpoint, backend, source, feed, recipe, folder)
+            progress, ledger = resume(checkpoint, backend, feed, recipe, folder)
         monitor = stack.enter_context(folder.monitor(progress, arithmetic, backend, is_quiet=is_quiet))
         saving = Saving(
             backend,
@@ -186,7 +189,10 @@ def _num_steps(config: RunConfig, source: Source) -> int:
             )
         return settings.max_steps
     if not num_examples:
-        raise ConfigError(f"there is nothing to train on: no example passes ({dict(source.counts) or 'none was read'})")
+        found = ", ".join(f"{name} {number}" for name, number in source.counts.items()) or "none was read"
+        raise ConfigError(
+            f"there is nothing to train on: no example passes ({found}); give other data, or a wider filter"
+        )
     num_steps = source.num_epochs * math.ceil(num_examples / settings.batches.batch_size)
     return min(num_steps, settings.max_steps) if settings.max_steps else num_steps
 
@@ -222,7 +228,10 @@ def _validation(
     fitting = fitting_examples(found, config.train.batches, {})
     if not fitting:
         if found or config.train.evaluation.held_out_share or config.train.evaluation.data is not None:
-            raise ConfigError(f"train.evaluation asks for examples: {len(found)} are found and none of them fits")
+            raise ConfigError(
+                f"train.evaluation asks for examples: {len(found)} are found and none of them fits; give more of them, "
+                "or a larger train.batches.max_example_tokens"
+            )
         return None
     names: tuple[FrozenNetwork, ...] = (*(name for name in method.needs.frozen if name != "reference"), "reference")
     return Validation(backend, method, frozen.of(names)(fitting), config.train.batches)

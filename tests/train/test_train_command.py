@@ -105,7 +105,7 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(root: Path, capsy
         ("train.evaluation.held_out_share=0.7", "less than or equal to 0.5"),
         ("train.network.source=nowhere/at/all", "does not exist"),
         ("stream.location=nowhere", "there is no stream at nowhere"),
-        ("stream.read.filter.min_tokens=1000", "no example passes"),
+        ("stream.read.filter.min_tokens=1000", "no example passes (none was read); give other data"),
         ("stream.read.follow={}", "give train.max_steps or stream.read.max_records"),
         ("models.device=cuda:99", "device is 'cuda:99', and torch sees"),
         ("train.evaluation.max_examples=0", "greater than or equal to 1"),
