@@ -43,6 +43,8 @@ class RunFolder:
         self.root = config.output_dir
         self.checkpoints = self.root / "checkpoints"
         self.ledger = self.root / "ledger"
+        self.model = self.root / "model"
+        self._summary = self.root / "summary.json"
         settings = config.train.checkpoints
         self.remote = RemoteCheckpoints(settings.upload, settings.storage_options) if settings.upload else None
 
@@ -61,6 +63,15 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
+    def summary(self) -> str:
+        """What the run was summed up with when it ended; empty where it has not, or its model is gone."""
+        return self._summary.read_text(encoding="utf-8") if self.model.is_dir() and self._summary.is_file() else ""
+
+    def begin(self) -> None:
+        """From here on there is no end of the run to speak of."""
+        if self._is_first:
+            self._summary.unlink(missing_ok=True)
+
     def new_ledger(self) -> Ledger:
         """Of a run that begins."""
         return Ledger(self.ledger)
@@ -75,7 +86,9 @@ class RunFolder:
             backend.device, train.precision, train.logging.peak_teraflops
         )
         config = self._config.train.model_dump(mode="json")
-        trackers = open_trackers(train.logging, self.root, progress.step + 1, config) if self._is_first else []
+        # A run that begins is judged before its first step.
+        first_step = progress.step + 1 if progress.step else 0
+        trackers = open_trackers(train.logging, self.root, first_step, config) if self._is_first else []
         label = f"training {train.objective.name}"
         try:
             with show_progress(label, progress.num_steps, start=progress.step, unit="steps", is_quiet=is_quiet) as bar:
@@ -94,11 +107,10 @@ class RunFolder:
         counts: Mapping[str, int],
     ) -> Path:
         """Export the network and sum the run up; every rank calls it, the first writes."""
-        folder = self.root / "model"
         if not self._is_first:
             for _ in backend.weights():
                 pass
-            return folder
+            return self.model
         source = self._config.train.network.source
         is_here = Path(source).expanduser().exists()
         facts: dict[str, str | int | float] = {
@@ -111,14 +123,14 @@ class RunFolder:
             **{f"examples {name}": number for name, number in counts.items()},
             **environment(),
         }
-        title = self._config.train.logging.card_title or folder.resolve().parent.name
+        title = self._config.train.logging.card_title or self.root.resolve().name
         card = model_card(title, facts, recipe, monitor.numbers, hub_id="" if is_here else source)
-        export_network(backend.weights(), self._config.train, self._config.models, folder, card)
-        summary = {**monitor.summary(), "counts": dict(counts), "metrics": monitor.numbers, "step": progress.step}
-        write_file(self.root / "summary.json", json_bytes(summary))
+        export_network(backend.weights(), self._config.train, self._config.models, self.model, card)
         if self._config.train.logging.has_plots and importlib.util.find_spec("matplotlib") is not None:
             draw_curves(self.root / "metrics.jsonl", self.root / "curves.svg")
-        return folder
+        summary = {**monitor.summary(), "counts": dict(counts), "metrics": monitor.numbers, "step": progress.step}
+        write_file(self._summary, json_bytes(summary))
+        return self.model
 
 
 def _lock(folder: Path) -> int:

@@ -4,6 +4,7 @@ Every rank calls `train` with the same configuration. What a run leaves lies in 
 goes on from there.
 """
 
+import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,14 @@ from pathlib import Path
 import torch
 
 from cong.config import RunConfig
+from cong.config.train import BatchSettings
 from cong.errors import ConfigError, StreamInterrupted
 from cong.models import Tokenizer
 from cong.objectives import FrozenNetwork, Objective, fused_scores, objective, policy_scores
 from cong.telemetry import progress as show_progress
 from cong.train.arithmetic import StepArithmetic
 from cong.train.backend import Backend, BackendFactory
+from cong.train.checkpoint import Checkpoint
 from cong.train.data.feed import Feed, fitting_examples
 from cong.train.data.source import Source
 from cong.train.folder import RunFolder
@@ -99,6 +102,9 @@ def train(
         if checkpoint is not None:
             # Before anything is looked through: the run goes on with what there was when it began.
             source.seek(checkpoint.state["progress"]["position"])
+            if (left := _left(backend, folder, checkpoint)) is not None:
+                return left
+        folder.begin()
         progress = Progress(_num_steps(config, source), source.position)
         is_growing = settings.data.kind == "stream" and config.stream.read.follow is not None
         frozen = FrozenNetworks(config, backend, network.fingerprint, is_growing=is_growing)
@@ -140,14 +146,35 @@ def train(
             should_stop=lambda: saving.is_stopping,
             score=fused_scores if settings.is_compiled else policy_scores,
         )
+        is_stopped = (saving.is_stopping or feed.is_interrupted) and progress.step < progress.num_steps
+        if not is_stopped and not progress.num_examples:
+            raise _nothing_fits(feed.counts, settings.batches)
         saving.save(progress)
-        if (saving.is_stopping or feed.is_interrupted) and progress.step < progress.num_steps:
+        if is_stopped:
             logger.info("stopped as asked at step %d of %d; run again to go on", progress.step, progress.num_steps)
             return Outcome(progress, False, None, monitor.numbers, feed.counts)
         judge(progress)
         counts = {**source.counts, **feed.counts}
         model_folder = folder.finish(backend, network, recipe, monitor, progress, counts)
         return Outcome(progress, True, model_folder, monitor.numbers, counts)
+
+
+def _left(backend: Backend, folder: RunFolder, checkpoint: Checkpoint) -> Outcome | None:
+    """How the run ended, where its last step is done and what it leaves is all there."""
+    progress = Progress(**checkpoint.state["progress"])
+    said = backend.from_first(folder.summary() if backend.rank == 0 else "")
+    if progress.step < progress.num_steps or not said:
+        return None
+    summary = json.loads(said)
+    return Outcome(progress, True, folder.model, summary["metrics"], summary["counts"])
+
+
+def _nothing_fits(counts: Mapping[str, int], settings: BatchSettings) -> ConfigError:
+    found = ", ".join(f"{name} {number}" for name, number in counts.items())
+    return ConfigError(
+        f"nothing was trained: every example was left out ({found}). train.batches.max_example_tokens is "
+        f"{settings.max_example_tokens}; raise it, or give other data, with another output_dir"
+    )
 
 
 class _Judge:

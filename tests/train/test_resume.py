@@ -1,6 +1,7 @@
 """A run that is stopped and goes on is the run that was never stopped: bit for bit, with every record trained once."""
 
 import json
+import shutil
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from cong.config import RunConfig
 from cong.errors import CheckpointError, ConfigError
 from cong.files import files_below
 from cong.train.ledger import read_ledger
+from cong.train.loop import Progress, StepReport
 from cong.train.metrics import read_metrics
 from cong.train.resuming import cursors_in_use
 from cong.train.run import Outcome, train
@@ -264,13 +266,35 @@ def test_retention_is_refused_where_it_is_not_known_what_a_run_needs(
 
 
 def test_a_finished_run_is_not_trained_again(root: Path) -> None:
-    config = run_config(root)
+    config = run_config(root, {"evaluation": {"held_out_share": 0.2}})
     first = train(config, is_quiet=True)
+    left = {name: (config.output_dir / name).read_bytes() for name in files_below(config.output_dir)}
+    assert train(config, is_quiet=True) == first
+    assert {name: (config.output_dir / name).read_bytes() for name in files_below(config.output_dir)} == left
+
+
+def test_a_model_that_is_gone_is_exported_again(root: Path) -> None:
+    config = run_config(root)
+    train(config, is_quiet=True)
     weights = final_weights(config)
-    again = train(config, is_quiet=True)
-    assert again.progress == first.progress
+    shutil.rmtree(config.output_dir / "model")
+    train(config, is_quiet=True)
     assert all(torch.equal(weight, weights[name]) for name, weight in final_weights(config).items())
     assert len(ledger_keys(config)) == 40
+
+
+def test_a_run_that_died_before_its_first_checkpoint_leaves_no_line_behind(root: Path) -> None:
+    settings = {"evaluation": {"held_out_share": 0.2}}
+    whole, died = (run_config(root, settings, output_dir=root / name) for name in ("whole", "died"))
+
+    def dies(progress: Progress, report: StepReport) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(died, observers=[dies], is_quiet=True)
+    for config in (whole, died):
+        train(config, is_quiet=True)
+    require_equal_runs(whole, died)
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [

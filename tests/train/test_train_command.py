@@ -148,6 +148,14 @@ def test_too_long_samples_are_reported(root: Path, capsys: pytest.CaptureFixture
     assert summary["counts"]["dropped_too_long"] == 40 - kept
 
 
+def test_a_run_that_fits_nothing_is_refused_and_exports_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(root, "--set", "train.batches.max_example_tokens=8")) == 2
+    told = capsys.readouterr().err
+    assert "every example was left out (dropped_too_long 40)" in told
+    assert "train.batches.max_example_tokens is 8; raise it" in told
+    assert not (root / "run" / "model").exists()
+
+
 def test_samples_that_were_cut_off_are_counted_and_can_be_left_out(root: Path) -> None:
     write_samples(
         root / "cut", [sample(number, finish_reason="length" if number < 4 else "stop") for number in range(12)]
