@@ -148,7 +148,8 @@ ROWS: list[dict[str, Any]] = [
 def test_preferences_are_read_as_text_and_as_token_ids(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = tmp_path / "pairs.jsonl"
     equal = {**ROWS[0], "rejected": {"text": "abc", "key": "b9"}}
-    path.write_text("\n".join(json.dumps(row) for row in [*ROWS, equal, ROWS[0]]) + "\n")
+    # As some editors save it, with a mark of the byte order in front.
+    path.write_text("\n".join(json.dumps(row) for row in [*ROWS, equal, ROWS[0]]) + "\n", encoding="utf-8-sig")
     pairs = read_pairs(path, tokenizer)
     assert pairs.counts == {"pairs_read": 4, "pairs_equal": 1, "pairs_duplicate": 1}
     first, second = pairs.examples
@@ -210,6 +211,11 @@ def test_parquet_and_saved_datasets_hold_the_same_preferences(tmp_path: Path, to
             {"prompt": "a", "chosen": [{"content": "a"}] * 2, "rejected": [{"content": "b"}] * 2},
             "has 2 messages; .* whole",
         ),
+            {"prompt": "a", "chosen": [7], "rejected": "c"},
+            "is no preference: chosen: Input should be a valid dictionary",
+        ),
+        ({"prompt": "a", "chosen": {"text": "", "token_ids": [5, 999]}, "rejected": "c"}, "token id 999, .* up to 31"),
+        ({"prompt": {"token_ids": [999]}, "chosen": "b", "rejected": "c"}, "token id 999, .* give the pair as text"),
     ],
 )
 def test_a_wrong_row_is_refused_with_its_place(
@@ -244,11 +250,15 @@ def test_weights_of_pairs_are_factors_of_their_losses(tmp_path: Path, tokenizer:
 def test_files_that_are_no_pairs_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "pairs.csv").write_text("a,b")
     (tmp_path / "broken.jsonl").write_text("{")
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "ä"}'.encode("latin-1"))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     (tmp_path / "empty").mkdir()
     for name, message in (
         ("nothing.jsonl", "does not exist"),
         ("pairs.csv", r"neither \.jsonl nor \.parquet"),
         ("broken.jsonl", "broken.jsonl:1 is not JSON"),
+        ("latin.jsonl", "latin.jsonl:1 is not UTF-8 text"),
+        ("broken.parquet", "broken.parquet cannot be read as Parquet"),
         ("empty", "neither a saved dataset nor Parquet files"),
     ):
         with pytest.raises(ConfigError, match=message):

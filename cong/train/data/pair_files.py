@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -31,6 +32,7 @@ def read_pairs(path: Path, tokenizer: Tokenizer) -> Pairs:
     for place, row in _rows(path):
         record = _record(row, f"{path}:{place}")
         example = _pair_of(record, tokenizer)
+        _require_known(example, tokenizer, f"{path}:{place}")
         counts["pairs_read"] += 1
         if np.array_equal(example.responses[0], example.responses[1]):
             counts["pairs_equal"] += 1
@@ -47,8 +49,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     if path.is_dir():
         yield from enumerate(_dataset_rows(path), start=1)
     elif path.suffix == ".parquet":
-        batches = pq.ParquetFile(path).iter_batches(_AT_ONCE)
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        yield from enumerate(_parquet_rows(path), start=1)
     elif path.suffix in (".jsonl", ".ndjson"):
         yield from _json_rows(path)
     else:
@@ -56,15 +57,27 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
             try:
-                row = json.loads(line)
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                row = json.loads(text) if text.strip() else None
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"{path}:{number} is not UTF-8 text: {error}; save it as UTF-8") from error
             except ValueError as error:
-                raise ConfigError(f"{path}:{number} is not JSON: {error}") from error
-            yield number, row
+                raise ConfigError(
+                    f"{path}:{number} is not JSON: {error}; a row is one JSON object on one line"
+                ) from error
+            if text.strip():
+                yield number, row
+
+
+def _parquet_rows(path: Path) -> Iterator[Any]:
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(_AT_ONCE):
+            yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise ConfigError(f"{path} cannot be read as Parquet: {error}; write it again") from error
 
 
 def _dataset_rows(folder: Path) -> Iterator[Any]:
@@ -126,7 +139,7 @@ def _plain_completion(side: Any, key: str, where: str) -> Any:
                 f"{where}: an answer has {len(side)} messages; it must be one, by the assistant, or both sides whole "
                 "conversations that differ in the last message alone"
             )
-        side = side[0].get("content", "")
+        side = side[0].get("content", "") if isinstance(side[0], dict) else side[0]
     return {"text": side, "key": key} if isinstance(side, str) else side
 
 
@@ -136,6 +149,15 @@ def _pair_of(record: PreferenceRecord, tokenizer: Tokenizer) -> Example:
     named = [record.chosen.key, record.rejected.key]
     key = "/".join(named) if all(named) else "c-" + content_key([asked, *([*map(int, side)] for side in sides)])
     return Example(key, record.prompt.prompt_id, np.array(asked, dtype=np.int32), sides, weight=record.weight)
+
+
+def _require_known(example: Example, tokenizer: Tokenizer, where: str) -> None:
+    highest = max(int(ids.max(initial=0)) for ids in (example.prompt_ids, *example.responses))
+    if highest >= tokenizer.num_tokens:
+        raise ConfigError(
+            f"{where} holds token id {highest}, and the network's tokenizer has ids up to {tokenizer.num_tokens - 1}: "
+            "they are another tokenizer's; give the pair as text"
+        )
 
 
 def _completion_ids(completion: Completion, tokenizer: Tokenizer) -> TokenIds:
