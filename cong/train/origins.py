@@ -1,6 +1,7 @@
 """From a run's configuration to its source of examples, and to what frozen networks say of them."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -11,9 +12,9 @@ from cong.config.models import NetworkConfig
 from cong.config.stream import ReadSettings, SampleFilter
 from cong.config.train import DataSettings, PairSide
 from cong.errors import ConfigError, CongError
-from cong.models import Network, Tokenizer
+from cong.models import Network, Tokenizer, detokenize
 from cong.objectives import FrozenNetwork, Objective
-from cong.stream import Store, open_store
+from cong.stream import Store, StreamReader, open_store
 from cong.stream.identity import read_identity
 from cong.train.backend import Backend
 from cong.train.data.batch import Example, MicroBatch
@@ -28,6 +29,7 @@ from cong.train.trainee import fingerprint_of, load_by, network_settings, pack_a
 from cong.train.validation import is_held_out
 
 _SCANNED_AT_ONCE = 1024
+_READ = ("key", "completion_text", "completion_token_ids", "tokenizer_fingerprint")
 
 
 def open_source(
@@ -46,7 +48,7 @@ def open_source(
         return ExampleList(pairs.examples, num_epochs=train.num_epochs, seed=seed, counts=pairs.counts)
     store = _store(config, data.path)
     if config.stream.read.follow is None:
-        _require_stream(store)
+        _require_readable(config, store, config.stream.read.filter, tokenizer)
     return StreamSource(
         store,
         config.stream.read,
@@ -95,12 +97,13 @@ def pairs_of(config: RunConfig, data: DataSettings, tokenizer: Tokenizer) -> Pai
     """Preferences from a file or joined from streams."""
     if data.kind == "pairs":
         return read_pairs(Path(data.path), tokenizer)
-    return join_pairs(_side(config, data.chosen), _side(config, data.rejected), cache_dir=config.stream.cache_dir)
+    chosen, rejected = (_side(config, side, tokenizer) for side in (data.chosen, data.rejected))
+    return join_pairs(chosen, rejected, cache_dir=config.stream.cache_dir)
 
 
-def _side(config: RunConfig, side: PairSide) -> tuple[Store, SampleFilter]:
+def _side(config: RunConfig, side: PairSide, tokenizer: Tokenizer) -> tuple[Store, SampleFilter]:
     store = _store(config, side.location)
-    _require_stream(store)
+    _require_readable(config, store, side.filter, tokenizer)
     return store, side.filter
 
 
@@ -110,10 +113,30 @@ def _store(config: RunConfig, location: str) -> Store:
     return open_store(where, stream.storage_options, is_shared=stream.is_shared)
 
 
-def _require_stream(store: Store) -> None:
+def _require_readable(config: RunConfig, store: Store, wanted: SampleFilter, tokenizer: Tokenizer) -> None:
+    """Refuse a stream that is not there, or whose tokens say something else to the network that is trained.
+
+    Tokenizers may differ in what does not matter here, as in the chat template: what counts is that the first samples
+    read as they read to whoever drew them.
+    """
     if read_identity(store) is None:
         raise ConfigError(
             f"there is no stream at {store.location}; sample into one first, or set stream.read.follow to wait for it"
+        )
+    reader = StreamReader(store, ReadSettings(filter=wanted), cache_dir=config.stream.cache_dir)
+    others = [
+        (row["key"], row["completion_text"], detokenize(tokenizer, row["completion_token_ids"]))
+        for table, _ in islice(reader.tables(_SCANNED_AT_ONCE, _READ), 1)
+        for row in table.to_pylist()
+        if row["tokenizer_fingerprint"] != tokenizer.fingerprint and row["completion_text"]
+    ]
+    # A text may lack its stop string, or what is not a whole character.
+    if others and not any(read.startswith(said) for _, said, read in others):
+        key, said, read = others[0]
+        raise ConfigError(
+            f"the samples at {store.location} have token ids of another tokenizer: {key} says {said!r}, and the "
+            f"network's tokenizer reads {read!r}; sample a pair that shares it, or let `cong pipeline` encode the text "
+            "anew"
         )
 
 

@@ -14,6 +14,7 @@ from cong.cli import main
 from cong.config import RunConfig, dump_config, load_config
 from cong.config.train import TrainConfig
 from cong.errors import ConfigError, MissingExtra
+from cong.schemas import SampleRecord
 from cong.train.metrics import JsonLines, TensorBoard, read_metrics
 from cong.train.run import train
 from tests.train.worlds import network_folder, run_config, sample, write_samples
@@ -154,6 +155,21 @@ def test_a_run_that_fits_nothing_is_refused_and_exports_nothing(root: Path, caps
     assert "every example was left out (dropped_too_long 40)" in told
     assert "train.batches.max_example_tokens is 8; raise it" in told
     assert not (root / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("shift", [1, 1000], ids=["ids that mean another text", "ids that the network does not have"])
+@pytest.mark.parametrize("kind", ["stream", "joined"])
+def test_samples_of_another_tokenizer_are_refused(root: Path, kind: str, shift: int) -> None:
+    def shifted(one: SampleRecord) -> SampleRecord:
+        return one.model_copy(update={"completion_token_ids": tuple(each + shift for each in one.completion_token_ids)})
+
+    write_samples(root / "other", [shifted(sample(number)) for number in range(8)])
+    write_samples(root / "own", [sample(number, is_plain=True) for number in range(8)])
+    objective = {"objective": {"name": "dpo"}} if kind == "joined" else {}
+    data = {"kind": kind, "rejected": {"location": str(root / "own")}}
+    config = run_config(root, {"data": data, **objective}, stream={"location": str(root / "other")})
+    with pytest.raises(ConfigError, match=r"token ids of another tokenizer: s-.* says '.*', and the network's"):
+        train(config, is_quiet=True)
 
 
 def test_samples_that_were_cut_off_are_counted_and_can_be_left_out(root: Path) -> None:
