@@ -50,6 +50,9 @@ def t_quantile(num_freedoms: int, confidence: float = 0.95) -> float:
 
 
 def _standard_error(values: Sequence[float]) -> float:
+    """Of the mean; a single value says nothing of how far it may be off."""
+    if len(values) < 2:
+        return math.inf
     return float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
@@ -63,8 +66,7 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def normal_interval(values: Sequence[float]) -> Interval:
-    """Interval for the mean of many independent values, such as one per prompt."""
-    assert len(values) >= 2, "an interval needs at least two values"
+    """Interval for the mean of many independent values, such as one per prompt; unbounded for a single one."""
     mean = float(np.mean(values))
     half_width = Z_95 * _standard_error(values)
     return Interval(mean, mean - half_width, mean + half_width)
@@ -97,11 +99,13 @@ def bootstrap_interval(
     seed: int = 0,
     num_resamples: int = 1000,
 ) -> Interval:
-    """Percentile interval of a statistic of columns that are resampled together, row by row.
+    """Percentile interval of a statistic of columns that are resampled together, row by row; unbounded for one row.
 
     Resamples for which the statistic is not defined (nan) do not count.
     """
     table = np.asarray(columns, dtype=np.float64)
+    if table.shape[1] < 2:
+        return Interval(statistic(*table), -math.inf, math.inf)
     rng = np.random.default_rng(seed)
     draws = rng.integers(table.shape[1], size=(num_resamples, table.shape[1]))
     values = [statistic(*table[:, rows]) for rows in draws]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cong.statistics import (
+    Interval,
     bootstrap_interval,
     normal_interval,
     paired_interval,
@@ -64,6 +65,12 @@ def test_paired_interval_is_narrow_where_pairs_move_together() -> None:
     interval = paired_interval(left, common)
     assert interval.mean == pytest.approx(0.1)
     assert interval.high - interval.low < 1e-9
+
+
+def test_a_single_value_bounds_nothing() -> None:
+    unbounded = Interval(3.0, -math.inf, math.inf)
+    assert normal_interval([3.0]) == paired_interval([4.0], [1.0]) == t_interval([3.0]) == unbounded
+    assert bootstrap_interval([[3.0]], lambda column: float(np.mean(column))) == unbounded
 
 
 def test_bootstrap_agrees_with_the_normal_interval_for_a_mean() -> None:

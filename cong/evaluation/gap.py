@@ -34,14 +34,6 @@ def gap_recovered(
         raise EvaluationError(f"{student}, {floor} and {ceiling} share no prompt; check that ids are the same")
     columns = [[math.fsum(one[prompt_id]) / len(one[prompt_id]) for prompt_id in shared] for one in rewards]
     means = [float(np.mean(column)) for column in columns]
-    has_interval = len(shared) >= 2
-
-    def difference(left: int, right: int) -> Estimated:
-        if not has_interval:
-            return Estimated(mean=means[left] - means[right])
-        return Estimated.of(paired_interval(columns[left], columns[right]))
-
-    gained, gap = difference(0, 1), difference(2, 1)
     facts = {
         "judge": judge,
         "decoding": decoding,
@@ -49,15 +41,13 @@ def gap_recovered(
         "floor": floor,
         "ceiling": ceiling,
         "num_prompts": len(shared),
-        "gained": gained,
-        "gap": gap,
+        "gained": Estimated.of(paired_interval(columns[0], columns[1])),
+        "gap": Estimated.of(paired_interval(columns[2], columns[1])),
     }
     recovered = performance_gap_recovered(means[0], means[1], means[2])
     if recovered is None:
         refusal = f"ceiling {ceiling} ({means[2]:.4f}) is not above floor {floor} ({means[1]:.4f})"
         return GapResult(**facts, refusal=refusal)
-    if not has_interval:
-        return GapResult(**facts, recovered=Estimated(mean=recovered))
     num_undefined = 0
 
     def share(student_N: Vector, floor_N: Vector, ceiling_N: Vector) -> float:
@@ -68,8 +58,5 @@ def gap_recovered(
 
     interval = bootstrap_interval(columns, share, seed, num_resamples)
     undefined_share = num_undefined / num_resamples
-    if undefined_share > MOST_UNDEFINED:
-        estimated = Estimated(mean=recovered)
-    else:
-        estimated = Estimated(mean=recovered, low=interval.low, high=interval.high)
+    estimated = Estimated(mean=recovered) if undefined_share > MOST_UNDEFINED else Estimated.of(interval)
     return GapResult(**facts, recovered=estimated, undefined_share=undefined_share)

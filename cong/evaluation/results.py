@@ -1,5 +1,7 @@
 """What an evaluation found, as one record that JSON holds; every list is in the order of the configuration."""
 
+import math
+
 from pydantic import Field
 
 from cong.schemas import Record
@@ -18,7 +20,8 @@ class Estimated(Record):
     @classmethod
     def of(cls, interval: Interval) -> "Estimated":
         """An interval as a record."""
-        return cls(mean=interval.mean, low=interval.low, high=interval.high)
+        is_bounded = math.isfinite(interval.low) and math.isfinite(interval.high)
+        return cls(mean=interval.mean, low=interval.low, high=interval.high) if is_bounded else cls(mean=interval.mean)
 
 
 class JudgeResult(Record):

@@ -106,7 +106,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _over_prompts(by_prompt: Mapping[str, Sequence[float]]) -> Estimated:
     means = [_mean(values) for values in by_prompt.values()]
-    return Estimated.of(normal_interval(means)) if len(means) >= 2 else Estimated(mean=means[0])
+    return Estimated.of(normal_interval(means))
 
 
 def set_result(one: AnswerSet, judged: Sequence[Judged]) -> SetResult:
@@ -165,7 +165,6 @@ def _comparison(
     seed, num_resamples = settings.bootstrap_seed, settings.num_resamples
     controlled = length_controlled_win_rate(met.outcomes, lengths, seed, num_resamples)
     rate = win_rate(met.outcomes, settings.win_rate_interval, seed, num_resamples)
-    has_interval = len(met.prompt_ids) >= 2
     return ComparisonResult(
         judge=judged.judge.name,
         left=left.label,
@@ -180,9 +179,7 @@ def _comparison(
         length_controlled=Estimated.of(controlled.win_rate),
         length_slope=controlled.slope,
         mean_length_difference=_mean(lengths),
-        difference=(
-            Estimated.of(normal_interval(met.differences)) if has_interval else Estimated(mean=met.differences[0])
-        ),
+        difference=Estimated.of(normal_interval(met.differences)),
     )
 
 

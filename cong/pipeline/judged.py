@@ -95,7 +95,7 @@ def _gains_table(judged: Judged) -> Table:
     rows: list[list[Cell]] = []
     for left, right in GAINS:
         shared = sorted(means.get(left, {}).keys() & means.get(right, {}).keys())
-        if len(shared) > 1:
+        if shared:
             found = paired_interval([means[left][one] for one in shared], [means[right][one] for one in shared])
             rows.append([f"{left} over {right}", bar_value(Estimated.of(found)), len(shared)])
     columns = [Column("gain", "left"), Column("difference [95 %]", format="+.3f"), Column("prompts")]

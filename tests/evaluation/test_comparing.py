@@ -7,6 +7,7 @@ import pytest
 
 from cong.errors import EvaluationError
 from cong.evaluation import length_controlled_win_rate, meet, win_rate
+from cong.evaluation.results import Estimated
 from cong.statistics import wilson_interval
 
 
@@ -132,6 +133,12 @@ def test_lengths_that_decide_everything_leave_a_finite_fit() -> None:
     controlled = length_controlled_win_rate(outcomes, lengths, num_resamples=100)
     assert controlled.win_rate.mean == pytest.approx(0.5, abs=1e-6)
     assert 2.0 < controlled.slope < 20.0
+
+
+def test_one_prompt_has_a_rate_and_no_bootstrap_interval() -> None:
+    rates = (win_rate([1.0], "bootstrap"), length_controlled_win_rate([1.0], [3.0]).win_rate)
+    assert [Estimated.of(rate) for rate in rates] == [Estimated(mean=1.0)] * 2
+    assert Estimated.of(win_rate([1.0])).low == pytest.approx(0.2065, abs=1e-4)
 
 
 def test_swapping_the_sides_mirrors_everything() -> None:
