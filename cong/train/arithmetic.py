@@ -38,11 +38,9 @@ class StepArithmetic:
         self._num_body = sum(
             weight.numel() for key, weight in matrices.items() if key not in embeddings and weight is not head
         )
-        is_full = any(weight.requires_grad for weight in matrices.values() if weight is head) or not any(
-            "lora_" in name for name, _ in model.named_parameters()
-        )
+        has_frozen = any(not weight.requires_grad for weight in matrices.values())
         # Forward, gradients of activations, gradients of weights; an adapter's base has no gradients of its own.
-        self._passes = 2 + 2 + (2 if is_full else 0) + (2 if is_recomputed else 0)
+        self._passes = 2 + 2 + (0 if has_frozen else 2) + (2 if is_recomputed else 0)
 
     def operations(self, num_tokens: int, num_response_tokens: int) -> float:
         """Floating-point operations of a step."""

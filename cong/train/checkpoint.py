@@ -170,7 +170,8 @@ def together(backend: Backend, target: Path) -> Iterator[None]:
     if num_failed:
         raise CheckpointError(
             f"{target} could not be written by {num_failed} of {backend.world_size} processes"
-            f"{f': {failure}' if failure is not None else ''}; checkpoints before it are as they were"
+            f"{f': {failure}' if failure is not None else ''}; see that its disk has room, and run again: checkpoints "
+            "before it are as they were"
         ) from failure
 
 
