@@ -47,8 +47,9 @@ def open_source(
         seed = train.seed if data.is_shuffled else None
         return ExampleList(pairs.examples, num_epochs=train.num_epochs, seed=seed, counts=pairs.counts)
     store = _store(config, data.path)
-    if config.stream.read.follow is None:
-        _require_readable(config, store, config.stream.read.filter, tokenizer)
+    _require_readable(
+        config, store, config.stream.read.filter, tokenizer, may_come=config.stream.read.follow is not None
+    )
     return StreamSource(
         store,
         config.stream.read,
@@ -113,13 +114,17 @@ def _store(config: RunConfig, location: str) -> Store:
     return open_store(where, stream.storage_options, is_shared=stream.is_shared)
 
 
-def _require_readable(config: RunConfig, store: Store, wanted: SampleFilter, tokenizer: Tokenizer) -> None:
+def _require_readable(
+    config: RunConfig, store: Store, wanted: SampleFilter, tokenizer: Tokenizer, *, may_come: bool = False
+) -> None:
     """Refuse a stream that is not there, or whose tokens say something else to the network that is trained.
 
     Tokenizers may differ in what does not matter here, as in the chat template: what counts is that the first samples
     read as they read to whoever drew them.
     """
     if read_identity(store) is None:
+        if may_come:
+            return
         raise ConfigError(
             f"there is no stream at {store.location}; sample into one first, or set stream.read.follow to wait for it"
         )

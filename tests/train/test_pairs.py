@@ -211,6 +211,7 @@ def test_parquet_and_saved_datasets_hold_the_same_preferences(tmp_path: Path, to
             {"prompt": "a", "chosen": [{"content": "a"}] * 2, "rejected": [{"content": "b"}] * 2},
             "has 2 messages; .* whole",
         ),
+        (
             {"prompt": "a", "chosen": [7], "rejected": "c"},
             "is no preference: chosen: Input should be a valid dictionary",
         ),

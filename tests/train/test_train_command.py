@@ -158,7 +158,7 @@ def test_a_run_that_fits_nothing_is_refused_and_exports_nothing(root: Path, caps
 
 
 @pytest.mark.parametrize("shift", [1, 1000], ids=["ids that mean another text", "ids that the network does not have"])
-@pytest.mark.parametrize("kind", ["stream", "joined"])
+@pytest.mark.parametrize("kind", ["stream", "followed", "joined"])
 def test_samples_of_another_tokenizer_are_refused(root: Path, kind: str, shift: int) -> None:
     def shifted(one: SampleRecord) -> SampleRecord:
         return one.model_copy(update={"completion_token_ids": tuple(each + shift for each in one.completion_token_ids)})
@@ -166,8 +166,9 @@ def test_samples_of_another_tokenizer_are_refused(root: Path, kind: str, shift: 
     write_samples(root / "other", [shifted(sample(number)) for number in range(8)])
     write_samples(root / "own", [sample(number, is_plain=True) for number in range(8)])
     objective = {"objective": {"name": "dpo"}} if kind == "joined" else {}
-    data = {"kind": kind, "rejected": {"location": str(root / "own")}}
-    config = run_config(root, {"data": data, **objective}, stream={"location": str(root / "other")})
+    data = {"kind": "stream" if kind == "followed" else kind, "rejected": {"location": str(root / "own")}}
+    stream = {"location": str(root / "other"), "read": {"follow": {} if kind == "followed" else None}}
+    config = run_config(root, {"data": data, "max_steps": 2, **objective}, stream=stream)
     with pytest.raises(ConfigError, match=r"token ids of another tokenizer: s-.* says '.*', and the network's"):
         train(config, is_quiet=True)
 
