@@ -245,7 +245,7 @@ class Engine:
     def _take_scores(self, chunks: list[Chunk], scores: list[list[TokenRecord]]) -> None:
         scored = [chunk for chunk in chunks if chunk.sequence.targets]
         for chunk, records in zip(scored, scores, strict=True):
-            chunk.sequence.records += records
+            chunk.sequence.records[chunk.scored] = records  # once more after a preemption
             if chunk.sequence.num_pending == 0:
                 chunk.sequence.finish_reason = "stop"
                 self._desk.finish(chunk.sequence, self._clock())

@@ -231,6 +231,23 @@ def test_scores_equal_the_reference_and_what_sampling_recorded(world: World) -> 
             torch.testing.assert_close(record.logprobs[role], reference, atol=1e-4, rtol=0)
 
 
+def test_a_score_that_made_room_for_others_has_every_target_once(world: World) -> None:
+    folders = world.folder("llama", 1), world.folder("llama", 2)
+    small = SMALL.model_copy(update={"max_running": 2, "max_step_tokens": 4})
+    bytes_per_token = Engine(world.networks(*folders), small)._runner.bytes_per_token
+    tight = small.model_copy(update={"kv_memory_bytes": bytes_per_token * 4 * 8})
+    engine = Engine(world.networks(*folders), tight)
+    grows = SamplingParameters.contrastive(0.4, max_tokens=26, ignore_eos=True)
+    engine.submit(Generate("grows", Prompt(token_ids=(3, 4)), grows))
+    prompt, completion = Prompt(token_ids=(5, 6)), tuple(range(7, 33))
+    (rated,) = _score(engine, Rate("makes room", prompt, completion))
+    assert engine.stats().num_preemptions > 0, "memory was meant to run out"
+    expected = reference_score(world.oracle(*folders), prompt.token_ids, completion)
+    assert rated.score.completion_token_ids == completion
+    for logprobs, reference in zip(rated.score.logprobs.values(), expected, strict=True):
+        torch.testing.assert_close(logprobs, reference, atol=1e-4, rtol=0)
+
+
 def test_a_second_score_shares_the_first_ones_prompt_and_agrees(world: World) -> None:
     folders = world.folder("llama", 1), world.folder("llama", 2)
     engine = Engine(world.networks(*folders), SMALL)
