@@ -86,10 +86,13 @@ def warp(scores_BV: Tensor, rules: Rules) -> Tensor:
 
 
 def draw(logq_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """The token at which the cumulative probability first exceeds u, walking ids upwards, int64 [B]."""
+    """The token at which the cumulative probability first exceeds u, walking ids upwards, int64 [B].
+
+    Of a row that is no numbers, the last one: its log-probability says that it is none.
+    """
     cumulative_BV = logq_BV.exp().cumsum(-1, dtype=torch.float64)
     total_B1 = cumulative_BV[:, -1:].contiguous()
     # Rounding may leave the target at the very total; the token that completes it is meant then.
     last_B1 = torch.searchsorted(cumulative_BV, total_B1)
     found_B1 = torch.searchsorted(cumulative_BV, uniform_B[:, None] * total_B1, right=True)
-    return torch.minimum(found_B1, last_B1).squeeze(-1)
+    return torch.minimum(found_B1, last_B1).squeeze(-1).clamp(max=logq_BV.shape[-1] - 1)

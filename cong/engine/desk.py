@@ -4,6 +4,9 @@ Knows sequences, networks' facts and time; not how a token is computed, and no q
 """
 
 import heapq
+import itertools
+import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -20,9 +23,11 @@ from cong.engine.protocol import (
 from cong.engine.records import record_of, score_of
 from cong.engine.sequence import Sequence
 from cong.engine.text import TextStream
-from cong.errors import InvalidRequest, PromptTooLong
+from cong.errors import InvalidRequest, ModelError, PromptTooLong
 from cong.models import NetworkSet, detokenize, prompt_token_ids
 from cong.schemas import FinishReason, Prompt, SampleRecord, SampleRequest, SamplingParameters, sample_key
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -122,6 +127,9 @@ class Desk:
 
     def take_token(self, sequence: Sequence, token: TokenRecord, now: float) -> None:
         """A token was drawn: tell it where it is wanted, and the sample if it was the last one."""
+        if not token.is_finite:
+            self._break_off(sequence, token, now)
+            return
         if sequence.first_token_at is None:
             sequence.first_token_at = now
         piece = sequence.append(token)
@@ -132,7 +140,30 @@ class Desk:
         if sequence.is_finished:
             self.finish(sequence, now)
 
-    def finish(self, sequence: Sequence, now: float) -> None:
+    def take_scores(self, sequence: Sequence, first: int, tokens: list[TokenRecord], now: float) -> None:
+        """Targets from the `first` on were scored, perhaps once more: keep them, and tell the score if it is whole."""
+        finite = [*itertools.takewhile(lambda token: token.is_finite, tokens)]
+        sequence.records[first : first + len(tokens)] = finite
+        if len(finite) < len(tokens):
+            self._break_off(sequence, tokens[len(finite)], now)
+        elif len(sequence.records) == len(sequence.targets):
+            sequence.finish_reason = "stop"
+            self.finish(sequence, now)
+
+    def _break_off(self, sequence: Sequence, token: TokenRecord, now: float) -> None:
+        """End a sequence before a token that no record can hold; the others are unaffected."""
+        names = [f"{identity.role} ({identity.name})" for identity in self.networks.identities]
+        wrong = [name for name, value in zip(names, token.logprobs, strict=True) if not math.isfinite(value)]
+        problem = (
+            f"token {len(sequence.records)} of the completion has no finite log-probability under "
+            f"{' and '.join(wrong) or ' mixed with '.join(names)}: its logits are not numbers, or rule the token out; "
+            "look for damaged weights and rows of untrained tokens, or choose a models.dtype of a wider range"
+        )
+        log.error("a request ends in error: %s", problem, extra={"request_id": sequence.request_id})
+        sequence.finish_reason = "error"
+        self.finish(sequence, now, problem)
+
+    def finish(self, sequence: Sequence, now: float, problem: str = "") -> None:
         """Tell of a sequence that has a reason to be finished."""
         opened = self._open[sequence.request_id]
         del opened.unfinished[sequence.sample_index]
@@ -140,10 +171,11 @@ class Desk:
             del self._open[sequence.request_id]
         self.num_finished += 1
         if isinstance(opened.request, Rate):
-            self._outbox.append(Rated(sequence.request_id, score_of(sequence, opened.request, self.networks)))
+            score = score_of(sequence, opened.request, self.networks)
+            self._outbox.append(Rated(sequence.request_id, score, problem))
             return
         record = record_of(sequence, opened.request.prompt, self.networks, self._software, self._writer, now)
-        self._outbox.append(SampleFinished(sequence.request_id, sequence.sample_index, record))
+        self._outbox.append(SampleFinished(sequence.request_id, sequence.sample_index, record, problem))
 
     def end(self, request_id: str, reason: FinishReason) -> list[Sequence]:
         """Finish what is left of a request, and return it; unknown and finished ones are left alone."""
@@ -235,7 +267,8 @@ def generate(
 ) -> Iterator[SampleRecord]:
     """Samples of many requests as they finish, in any order, but for those whose key is known.
 
-    No request is taken while so many samples wait. Nothing else uses the engine meanwhile.
+    No request is taken while so many samples wait. Nothing else uses the engine meanwhile. The first sample that cannot
+    be drawn ends it.
     """
     coming = enumerate(requests)
     is_drained = False
@@ -248,4 +281,9 @@ def generate(
             indices = tuple(i for i, key in enumerate(keys(request)) if key not in known_keys)
             if indices:
                 engine.submit(Generate(f"generate-{number}", request.prompt, request.parameters, indices))
-        yield from (event.record for event in engine.events() if isinstance(event, SampleFinished))
+        for event in engine.events():
+            if isinstance(event, SampleFinished):
+                if event.problem:
+                    name, index = event.record.prompt.prompt_id, event.sample_index
+                    raise ModelError(f"prompt {name!r}, sample {index}: {event.problem}")
+                yield event.record

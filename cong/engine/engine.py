@@ -244,11 +244,8 @@ class Engine:
 
     def _take_scores(self, chunks: list[Chunk], scores: list[list[TokenRecord]]) -> None:
         scored = [chunk for chunk in chunks if chunk.sequence.targets]
-        for chunk, records in zip(scored, scores, strict=True):
-            chunk.sequence.records[chunk.scored] = records  # once more after a preemption
-            if chunk.sequence.num_pending == 0:
-                chunk.sequence.finish_reason = "stop"
-                self._desk.finish(chunk.sequence, self._clock())
+        for chunk, tokens in zip(scored, scores, strict=True):
+            self._desk.take_scores(chunk.sequence, chunk.scored.start, tokens, self._clock())
 
     def _count(self, chunks: list[Chunk], num_drawn: int) -> None:
         num_computed = sum(chunk.count for chunk in chunks)

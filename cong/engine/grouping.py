@@ -21,7 +21,7 @@ from cong.engine.attention import (
 from cong.engine.cpu.decoder import CompiledDecoder
 from cong.engine.gpu.joined import join_products
 from cong.engine.stack import can_stack, stack_models
-from cong.errors import UnsupportedModel
+from cong.errors import ModelError, UnsupportedModel
 from cong.models import Network, register_attention, use_attention
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,12 @@ def build_stacks(networks: Ordered[Network], *, stacks_networks: bool, joins_pro
     for network in networks:
         use_attention(network, "eager")  # the one that knows everything the network asks of attention
     own = [_own_logits(network, token_ids_N) for network in networks]
+    for network, logits_NV in zip(networks, own, strict=True):
+        if not logits_NV.isfinite().all():
+            raise ModelError(
+                f"{network.name} answers with logits that are not finite; its weights are damaged, or models.dtype, "
+                f"{str(network.dtype).removeprefix('torch.')}, is too narrow for it"
+            )
     register_attention(ATTENTION_NAME, dispatch_attention)
     groups: list[list[int]] = []
     for index, network in enumerate(networks):

@@ -4,6 +4,7 @@ An engine belongs to one thread. `events` does one step of work and returns what
 requests may come and go.
 """
 
+import math
 from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
@@ -22,6 +23,11 @@ class TokenRecord(NamedTuple):
     mixture_logprob: float = 0.0
     """Under the distribution it was drawn from."""
     head_size: int = 0
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether its log-probabilities are numbers; not where a network's logits are none."""
+        return math.isfinite(self.mixture_logprob + sum(self.logprobs))
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class SampleFinished:
     request_id: str
     sample_index: int
     record: SampleRecord
+    problem: str = ""
+    """What was wrong, where the record ended by `error`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,9 @@ class Rated:
 
     request_id: str
     score: Score
-    """Shorter than asked where the request was cancelled or its deadline passed."""
+    """Shorter than asked where the request was cancelled, its deadline passed or there was a problem."""
+    problem: str = ""
+    """What was wrong with the log-probs behind those that are there."""
 
 
 Event = TokenDrawn | SampleFinished | Rated

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from cong.config.service import ServiceConfig
 from cong.engine import EngineProtocol, Rated
-from cong.errors import DeadlineExceeded, Forbidden, InvalidRequest
+from cong.errors import DeadlineExceeded, Forbidden, InvalidRequest, ModelError
 from cong.schemas import SampleRecord, Score
 from cong.service.answer import COMPLETE, Answer, LiveAnswer, ReplayedAnswer, usage_of
 from cong.service.archive import Archive
@@ -291,6 +291,8 @@ class SampleService:
             while len(scores) < len(requests):
                 for number, event in await ticket.take():
                     assert isinstance(event, Rated), "a request for scores gets no samples"
+                    if event.problem:
+                        raise ModelError(f"item {number}: {event.problem}")
                     if len(event.score.completion_token_ids) < len(requests[number].completion_token_ids):
                         raise DeadlineExceeded(f"item {number} was not scored within {deadline_s:g} s; ask for fewer")
                     scores[number] = event.score

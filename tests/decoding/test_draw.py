@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, kstest
 
-from cong.decoding import draw, prompt_seed, stack_rules, uniforms, warp
+from cong.decoding import decode_step, draw, prompt_seed, stack_rules, uniforms, warp
 from cong.schemas import SamplingParameters
 
 MASK = 2**64 - 1
@@ -114,6 +114,17 @@ def test_frequencies_follow_the_distribution() -> None:
 def test_a_draw_at_the_very_top_is_a_token_that_can_be_drawn() -> None:
     logq = torch.log_softmax(torch.tensor([[0.0, 1.0, -math.inf, -math.inf]]), -1)
     assert draw(logq, torch.tensor([1.0], dtype=torch.float64)).item() == 1
+
+
+def test_a_row_that_is_no_numbers_draws_a_token_that_says_so() -> None:
+    logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+    logits[1, 3] = math.nan
+    for parameters in (SamplingParameters.plain(temperature=0.8), SamplingParameters.plain(top_p=0.9, top_k=3)):
+        for rows in ([0, 1, 2], [1]):
+            where = torch.tensor(rows), torch.tensor(rows)
+            step = decode_step([logits[rows]], stack_rules([parameters] * len(rows), 7), *where)
+            assert step.mixture_logprob_B.isfinite().tolist() == [row != 1 for row in rows]
+            assert (step.token_B < 7).all(), "whatever it is, it may be looked up"
 
 
 def test_prompts_that_share_a_seed_do_not_share_their_numbers() -> None:

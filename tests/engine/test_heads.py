@@ -1,6 +1,7 @@
 """Drawing from head sets by kernels, by Triton's interpreter where there is no GPU, against the plain rule."""
 
 import importlib.util
+import math
 import random
 from typing import Any
 
@@ -103,6 +104,24 @@ def test_stretches_of_tokens_that_a_network_rules_out_change_nothing_else(networ
     assert ours[:, 0].tolist() == theirs.token_B.tolist()
     assert ours[:, 1].tolist() == theirs.head_size_B.tolist()
     torch.testing.assert_close(ours[:, 3:].float(), theirs.logprobs_BK, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("network", [0, 1])
+def test_logits_that_are_no_numbers_are_told_by_log_probs_that_are_none(network: int, wrong: float) -> None:
+    generator = torch.Generator().manual_seed(7)
+    logits = tuple((4.0 * torch.randn(ROWS, VOCAB, generator=generator)).to(DEVICE) for _ in range(2))
+    logits[network][: ROWS // 2, 77] = wrong
+    ways: list[dict[str, Any]] = [{}, {"temperature": 0.0}, {"top_p": 0.9}]
+    ways = [way | penalty for way in ways for penalty in ({}, {"repetition_penalty": 1.3, "penalty_rule": "reference"})]
+    parameters = [SamplingParameters.contrastive(0.4, seed=row, **ways[row % len(ways)]) for row in range(ROWS)]
+    ours, theirs = draw_both(logits, parameters, 0, has_masks=True)
+    for numbers in (ours[:, 2:].sum(1), theirs.mixture_logprob_B + theirs.logprobs_BK.sum(1)):
+        assert numbers.isfinite().tolist() == [row >= ROWS // 2 for row in range(ROWS)]
+    assert ours[:, 0].tolist()[ROWS // 2 :] == theirs.token_B.tolist()[ROWS // 2 :]
+    for tokens in (ours[:, 0], theirs.token_B):
+        assert ((tokens >= 0) & (tokens < VOCAB)).all(), "whatever it is, it may be looked up"
 
 
 def test_a_head_set_that_does_not_fit_is_told_by_its_size() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from cong.errors import DeadlineExceeded, InvalidRequest, Overloaded, PromptTooLong, SlowReader, Unavailable
+from cong.engine import Engine
+from cong.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, PromptTooLong, SlowReader, Unavailable
 from cong.schemas import (
     SMALLEST_PENALTY,
     SMALLEST_TEMPERATURE,
@@ -18,7 +19,19 @@ from cong.schemas import (
 from cong.service import SampleService
 from cong.wire import SampleCall, SampleEvent, ScoreCall, TokenEvent
 from tests.engine.conftest import World
-from tests.service.serving import DEFAULTS, LIMIT_S, Troubled, expected, long_call, make_engine, run, serving, until
+from tests.engine.test_broken import BAD_TEXT, broken
+from tests.service.serving import (
+    DEFAULTS,
+    ENGINE,
+    LIMIT_S,
+    Troubled,
+    expected,
+    long_call,
+    make_engine,
+    run,
+    serving,
+    until,
+)
 
 
 def call(**fields: Any) -> SampleCall:
@@ -212,6 +225,21 @@ def test_scores_are_the_log_probs_that_the_sample_was_recorded_with(world: World
                 assert item.implicit_reward_sum == pytest.approx(record.implicit_reward_sum, abs=1e-3)
             with pytest.raises(InvalidRequest, match=r"items.0.completion_text: has no tokens"):
                 await service.score(ScoreCall(items=(ScoreRequest(prompt=Prompt(text="a"), completion_text=""),)))
+
+    run(ask())
+
+
+def test_a_network_s_logits_that_are_no_numbers_end_one_sample_and_no_engine(world: World) -> None:
+    async def ask() -> None:
+        async with serving(world, Engine(broken(world, 1), ENGINE)) as service:
+            wanted = SampleCall.model_validate({"prompts": ["good", BAD_TEXT, "day"], "parameters": {"max_tokens": 1}})
+            records = [sample.record for sample in (await service.sample(wanted)).samples]
+            assert [record.finish_reason for record in records] == ["length", "error", "length"]
+            assert records[1].completion_token_ids == ()
+            item = ScoreRequest(prompt=Prompt(text=BAD_TEXT), completion_text="a")
+            with pytest.raises(ModelError, match=r"item 0: token 0 of the completion .* under base"):
+                await service.score(ScoreCall(items=(item,)))
+            assert service.health().status == "ok"
 
     run(ask())
 

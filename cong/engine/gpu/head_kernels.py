@@ -284,6 +284,7 @@ def draw_kernel(
     score_H = tl.where(tl.max(allowed_H, 0) == float("-inf"), score_H, allowed_H)
 
     logq_H = log_softmax(score_H / tl.where(is_greedy, 1.0, temperature))
+    told = tl.sum(logq_H, 0)  # not a number where logits are none
     if has_top != 0:
         logq_H = keep_top(logq_H, probs_BH + row * WIDTH, numbers, num_held, WIDTH, OTHERS)
 
@@ -301,7 +302,8 @@ def draw_kernel(
     record = record_BR + row * (3 + NUM_NETWORKS)
     tl.store(record, token.to(tl.float64))
     tl.store(record + 1, size.to(tl.float64))
-    tl.store(record + 2, tl.sum(tl.where(is_chosen_H, logq_H, 0.0), 0).to(tl.float64))
+    mixture = tl.sum(tl.where(is_chosen_H, logq_H, 0.0), 0)
+    tl.store(record + 2, tl.where(told == told, mixture, told).to(tl.float64))
     for network in tl.static_range(0, NUM_NETWORKS):
         logprob_H = tl.load(
             logprobs_KBH + network * num_rows * WIDTH + cell_H, mask=is_chosen_H & is_there_H, other=0.0

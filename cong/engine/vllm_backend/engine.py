@@ -214,12 +214,8 @@ class VllmEngine:
         if not told.tokens:
             return
         before = told.prompt_logprobs[len(sequence.prompt_token_ids) - 1 :]
-        sequence.records = [
-            TokenRecord(token_id, values) for token_id, values in zip(sequence.targets[:-1], before, strict=True)
-        ]
-        sequence.records.append(told.tokens[-1])
-        sequence.finish_reason = "stop"
-        self._desk.finish(sequence, now)
+        tokens = [TokenRecord(token_id, values) for token_id, values in zip(sequence.targets[:-1], before, strict=True)]
+        self._desk.take_scores(sequence, 0, [*tokens, told.tokens[-1]], now)
 
     def _abort(self, ended: list[Sequence]) -> None:
         if ended:
