@@ -118,6 +118,13 @@ class BlockPool:
         while len(self._cached) > max(self.cached_share * self.num_blocks, self.num_used / 4):
             self._evict()
 
+    def forget(self, blocks: Ordered[int]) -> None:
+        """Let nobody else share these held blocks from now on."""
+        for block in blocks:
+            key = self._key_of.pop(block, None)
+            if key is not None:
+                del self._block_of[key]
+
     def _evict(self) -> None:
         """Forget the longest unused prefix."""
         block, _ = self._cached.popitem(last=False)

@@ -198,6 +198,8 @@ class Scheduler:
         for sequence in self.running:
             if sequence.is_finished:
                 sequence.is_running = False
+                if sequence.finish_reason == "error":  # its keys and values are no numbers
+                    self.pool.forget(sequence.blocks)
                 self._release(sequence)
         self.running = [sequence for sequence in self.running if sequence.is_running]
 

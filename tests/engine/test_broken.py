@@ -12,7 +12,7 @@ from cong.errors import ModelError
 from cong.models import Network, NetworkSet
 from cong.schemas import Prompt, SampleRequest, SamplingParameters
 from tests.engine.conftest import ALPHABET, World
-from tests.engine.test_exactness import SMALL
+from tests.engine.test_exactness import SMALL, expect_reference, random_requests
 
 BAD = 44
 """The token whose embedding is broken in one of the networks, and which none is tried with at the start."""
@@ -72,8 +72,41 @@ def test_a_sample_ends_in_error_before_the_token_that_no_record_holds(
         assert event.problem.startswith(f"token 0 of the completion has no finite log-probability under {name} (llama-")
     (rated,) = (event for event in happened if isinstance(event, Rated))
     assert len(happened) == len(WAYS) + 1
+    told = (5, BAD) if kernel == "compiled" else ()  # torch multiplies what one token may not see by 0
+    assert rated.score.completion_token_ids == told
     assert f"under {name}" in rated.problem
     assert engine.stats().num_blocks_free == engine.stats().num_blocks
+
+
+@pytest.mark.parametrize("kernel", ["compiled", "torch"])
+def test_the_others_draw_what_they_draw_alone(world: World, kernel: KernelChoice) -> None:
+    config = ROOMY.model_copy(update={"kernel": kernel})
+    innocent = [r for r in random_requests(3, 24, num_networks=2) if BAD not in r.prompt.token_ids]
+    engine = Engine(broken(world, 0), config)
+    happened: list[Event] = []
+    for number, request in enumerate(innocent):
+        engine.submit(Generate(f"bad {number}", Prompt(token_ids=(BAD,) * (1 + number % 10)), contrast()))
+        happened += engine.events()
+        engine.submit(request)
+        happened += engine.events()
+    happened += drain(engine)
+    records = {event.request_id: event.record for event in happened if isinstance(event, SampleFinished)}
+    reached = {name for name, record in records.items() if record.finish_reason == "error"}
+    fine = [request for request in innocent if request.request_id not in reached]
+    assert all(records[r.request_id].completion_token_ids[-1] == BAD for r in innocent if r.request_id in reached)
+    assert len(fine) > len(innocent) // 2
+    expect_reference(records, fine, world.oracle(world.folder("llama", 1), world.folder("llama", 2)))
+
+
+def test_blocks_of_a_broken_sequence_are_not_shared(world: World) -> None:
+    engine = Engine(broken(world, 0), ROOMY.model_copy(update={"kernel": "torch"}))
+    opening = tuple(range(5, 25))
+    engine.submit(Generate("bad", Prompt(token_ids=(*opening, BAD)), contrast()))
+    drain(engine)
+    engine.submit(Generate("good", Prompt(token_ids=(*opening, 26)), contrast(max_tokens=2)))
+    (event,) = drain(engine)
+    assert isinstance(event, SampleFinished)
+    assert event.record.finish_reason == "length"
 
 
 def test_who_samples_offline_hears_of_the_prompt_and_the_network(world: World) -> None:

@@ -96,11 +96,15 @@ class PlainLayout:
     """Place of the block of each token that is not decoding."""
     offsets_N: Tensor
     """Its position within the block."""
+    begun_F: Tensor
+    """Places of blocks that the step begins and does not fill."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, pool: LayerPool, options: Options) -> Tensor:
         """Keep the step's keys and values, then attend: [S, Q, N, D] of query to [S, N, Q, D]."""
         split = self.num_decoding
         parts = []
+        if len(self.begun_F):  # a sweep meets what lies behind the last token, with weight 0, which only numbers bear
+            pool.keys[self.begun_F] = pool.values[self.begun_F] = 0.0
         if self.prefills:
             # Before anybody attends: a decoding row may look at a prompt that is computed in the same step.
             pool.write(key[:, :, split:], value[:, :, split:], self.places_N, self.offsets_N)
@@ -125,6 +129,9 @@ def lay_out_plainly(
         lengths = [start + 1 for start in starts[:num_decoding]]
         num_cells = -(-max(lengths) // block_size)
         decoding = lay_out_sweep(places_TC[:num_decoding, :num_cells], lengths, block_size, device)
+    stops_T = np.add(starts, counts)
+    last_T = stops_T // block_size
+    is_begun_T = (last_T * block_size >= starts) & (stops_T % block_size > 0)
     prefills: list[Prefill] = []
     positions: list[int] = []
     places: list[int] = []
@@ -150,4 +157,5 @@ def lay_out_plainly(
         prefills=tuple(prefills),
         places_N=torch.tensor(places, dtype=torch.int64, device=device),
         offsets_N=torch.tensor([position % block_size for position in positions], dtype=torch.int64, device=device),
+        begun_F=torch.from_numpy(places_TC[is_begun_T, last_T[is_begun_T]]).to(device),
     )

@@ -65,6 +65,7 @@ class Sweep:
         rows = query.reshape(num_heads, group, num_rows, width).permute(2, 0, 1, 3).reshape(num_rows, -1)
         keys, values = self._read(pool.keys), self._read(pool.values)
         scores = _block_scores(rows.index_select(0, self.row_E), keys, group)
+        scores[NULL_BLOCK] = 0.0  # some row's, and every row's padding
         shared, num_own = self.shared, len(keys)
         if shared is not None:
             shared_keys, shared_values = pool.keys[shared.places_M], pool.values[shared.places_M]
@@ -79,6 +80,7 @@ class Sweep:
         probs = probs.view(num_rows, num_heads * group, -1, size).transpose(1, 2)
         probs = probs.reshape(num_rows * self.num_cells, -1)
         mixed = _block_mixtures(probs.index_select(0, self.cell_E), values, group)
+        mixed[NULL_BLOCK] = 0.0
         if shared is not None:
             mixed = torch.cat([mixed[:num_own], _shared_mixtures(probs, shared, shared_values, group)])
         mixed = mixed.index_select(0, self.entry_C).view(num_rows, self.num_cells, -1).sum(1)

@@ -161,20 +161,21 @@ struct Attention {
       float* own = scores.data() + q * length;
       const int64_t position = first_position + q / group(), from = begin(position) - start, to = position + 1 - start;
       normalise(own + from, to - from);
-      std::fill(own, own + from, 0.0f);
-      std::fill(own + to, own + length, 0.0f);
     }
     mixed.assign(count * value_width, 0.0f);
     for (int64_t position = start; position < end;) {
       const int64_t stop = std::min(end, (position / size + 1) * size);
-      const int64_t skipped = position % size * value_width;
-      const T* block = values.block(blocks[position / size], head) + skipped;
+      const T* block = values.block(blocks[position / size], head);
       // The next head's keys lie behind this one's, and are mostly next.
       const T* next = stop < end ? values.block(blocks[stop / size], head)
                                  : keys.block(blocks[start / size], std::min(head + 1, keys.num_heads - 1));
-      for (int64_t q = 0; q < count; ++q)
-        mix(mixed.data() + q * value_width, scores.data() + q * length + position - start, block,
-            q == 0 ? next + skipped : block, stop - position);
+      for (int64_t q = 0; q < count; ++q) {
+        // No more than a row looks at: others' values may be no numbers, which a share of 0 does not take away.
+        const int64_t own = first_position + q / group(), from = std::max(position, begin(own));
+        const int64_t skipped = from % size * value_width;
+        mix(mixed.data() + q * value_width, scores.data() + q * length + from - start, block + skipped,
+            (q == 0 ? next : block) + skipped, std::min(stop, own + 1) - from);
+      }
       position = stop;
     }
     for (int64_t q = 0; q < count; ++q) {
