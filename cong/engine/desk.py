@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cong.engine.protocol import (
     EngineProtocol,
@@ -35,7 +35,9 @@ class _Open:
     """A request of which something is unfinished."""
 
     request: Generate | Rate
-    unfinished: dict[int, Sequence] = field(default_factory=dict)
+    ends_at: float
+    """On the engine's clock; infinite without a deadline."""
+    unfinished: dict[int, Sequence]
     """By sample index."""
 
 
@@ -190,8 +192,10 @@ class Desk:
         """Finish what has passed its deadline, and return it."""
         ended: list[Sequence] = []
         while self._deadlines and self._deadlines[0][0] <= self._clock():
-            _, request_id = heapq.heappop(self._deadlines)
-            ended += self.end(request_id, "deadline")
+            ends_at, request_id = heapq.heappop(self._deadlines)
+            opened = self._open.get(request_id)
+            if opened is not None and opened.ends_at == ends_at:  # and no later one of this id
+                ended += self.end(request_id, "deadline")
         return ended
 
     def keys(self, request: SampleRequest) -> tuple[str, ...]:
@@ -220,9 +224,10 @@ class Desk:
 
     def _admit(self, request: Generate | Rate, sequences: list[Sequence]) -> list[Sequence]:
         self._num_submitted += len(sequences)
-        self._open[request.request_id] = _Open(request, {s.sample_index: s for s in sequences})
-        if request.deadline_s is not None:
-            heapq.heappush(self._deadlines, (self._clock() + request.deadline_s, request.request_id))
+        ends_at = math.inf if request.deadline_s is None else self._clock() + request.deadline_s
+        self._open[request.request_id] = _Open(request, ends_at, {s.sample_index: s for s in sequences})
+        if ends_at < math.inf:
+            heapq.heappush(self._deadlines, (ends_at, request.request_id))
         return sequences
 
     def _detokenize(self, token_ids: Iterable[int]) -> str:

@@ -110,6 +110,18 @@ def test_a_deadline_ends_what_is_unfinished_waiting_or_running(world: World) -> 
     assert engine.stats().num_blocks_free == engine.stats().num_blocks
 
 
+def test_a_deadline_is_that_of_its_own_request_whoever_has_the_id_later(world: World) -> None:
+    now = 0.0
+    engine = make_engine(world, clock=lambda: now)
+    engine.submit(Generate("r", PROMPT, contrast(max_tokens=2), deadline_s=5.0))
+    drain(engine)
+    engine.submit(Generate("r", PROMPT, contrast(max_tokens=4)))
+    now = 6.0
+    (event,) = drain(engine)
+    assert isinstance(event, SampleFinished)
+    assert event.record.finish_reason == "length"
+
+
 def test_a_cancelled_score_is_answered_as_far_as_it_went(world: World) -> None:
     engine = make_engine(world)
     engine.score(Rate("s", PROMPT, (5, 6, 7)))
