@@ -147,6 +147,16 @@ def test_generate_yields_every_sample_of_a_stream_of_requests(world: World) -> N
     assert engine.stats().num_finished == 80
 
 
+def test_who_stops_taking_samples_leaves_nothing_behind(world: World) -> None:
+    engine = make_engine(world)
+    requests = [SampleRequest(prompt=PROMPT, parameters=contrast(max_tokens=tokens)) for tokens in (9, 2, 12)]
+    for record in engine.generate(requests):
+        assert len(record.completion_token_ids) == 2
+        break
+    assert not engine.has_work
+    assert [len(record.completion_token_ids) for record in engine.generate(requests)] == [2, 9, 12]
+
+
 @pytest.mark.parametrize(
     ("request_", "error", "words"),
     [

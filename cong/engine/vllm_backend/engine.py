@@ -218,7 +218,7 @@ class VllmEngine:
         self._desk.take_scores(sequence, 0, [*tokens, told.tokens[-1]], now)
 
     def _abort(self, ended: list[Sequence]) -> None:
-        if ended:
+        if ended and not self._is_closed:
             gone = {id(sequence) for sequence in ended}
             names = [name for name, sequence in self._sequences.items() if id(sequence) in gone]
             self._core.abort(names)
