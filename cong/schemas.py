@@ -8,6 +8,7 @@ first network.
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -227,23 +228,33 @@ class SampleRequest(Input):
     num_samples: int = Field(default=1, ge=1, le=4096)
 
 
-def sample_key(
+def sample_keys(
     networks: tuple[NetworkIdentity, ...],
     tokenizer_fingerprint: str,
     prompt_token_ids: tuple[int, ...],
     parameters: SamplingParameters,
-    sample_index: int,
-) -> str:
-    """Identity of a sample: the same question has the same key in every run, and is generated once."""
-    return "s-" + content_key(
+    sample_indices: Iterable[int],
+) -> tuple[str, ...]:
+    """Identities of samples: the same question has the same key in every run, and is generated once.
+
+    A key is the content key of the list of all five, the last of them one index; what comes before it is hashed once.
+    """
+    question = canonical_json(
         [
             [[network.role, network.fingerprint] for network in networks],
             tokenizer_fingerprint,
             prompt_token_ids,
             parameters.model_dump(mode="json"),
-            sample_index,
         ]
     )
+    opening = hashlib.sha256(f"{question[:-1]},".encode())
+
+    def key(sample_index: int) -> str:
+        whole = opening.copy()
+        whole.update(f"{sample_index}]".encode())
+        return f"s-{whole.hexdigest()[:40]}"
+
+    return tuple(map(key, sample_indices))
 
 
 class Timings(Record):

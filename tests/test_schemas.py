@@ -20,7 +20,7 @@ from cong.schemas import (
     SampleRequest,
     SamplingParameters,
     ScoreRequest,
-    sample_key,
+    sample_keys,
 )
 from cong.service.openai import CompletionRequest
 from cong.wire import SampleCall
@@ -163,22 +163,23 @@ def test_kind_says_whether_networks_are_contrasted() -> None:
 
 
 def test_a_key_changes_with_every_part_of_the_question_and_only_with_it() -> None:
-    question = (PAIR, "t", (1, 2), SamplingParameters(), 0)
+    question = (PAIR, "t", (1, 2), SamplingParameters(), (0,))
     renamed = tuple(network.model_copy(update={"name": "elsewhere"}) for network in PAIR)
-    assert sample_key(*question) == sample_key(renamed, *question[1:])
+    assert sample_keys(*question) == sample_keys(renamed, *question[1:])
     others = [
-        (PAIR[::-1], "t", (1, 2), SamplingParameters(), 0),
-        (PAIR, "u", (1, 2), SamplingParameters(), 0),
-        (PAIR, "t", (1, 3), SamplingParameters(), 0),
-        (PAIR, "t", (1, 2), SamplingParameters(seed=1), 0),
-        (PAIR, "t", (1, 2), SamplingParameters(), 1),
+        (PAIR[::-1], "t", (1, 2), SamplingParameters(), (0,)),
+        (PAIR, "u", (1, 2), SamplingParameters(), (0,)),
+        (PAIR, "t", (1, 3), SamplingParameters(), (0,)),
+        (PAIR, "t", (1, 2), SamplingParameters(seed=1), (0,)),
+        (PAIR, "t", (1, 2), SamplingParameters(), (1,)),
     ]
-    assert len({sample_key(*question), *(sample_key(*other) for other in others)}) == 6
+    assert len({sample_keys(*question), *(sample_keys(*other) for other in others)}) == 6
 
 
 def test_a_key_is_stable_across_releases() -> None:
-    key = sample_key(PAIR, "t", (1, 2), SamplingParameters(), 0)
+    key, other = sample_keys(PAIR, "t", (1, 2), SamplingParameters(), (0, 12))
     assert key == "s-a5cf8ceeb977d203e3f714cc3d040f6d7a81c6e9"
+    assert other == "s-47c16a8446ba29ccfcb2e2a33558a3a9d0d90736"
 
 
 def test_a_score_request_names_one_completion() -> None:

@@ -25,7 +25,7 @@ from cong.engine.sequence import Sequence
 from cong.engine.text import TextStream
 from cong.errors import CongError, InvalidRequest, ModelError, PromptTooLong
 from cong.models import NetworkSet, detokenize, prompt_token_ids
-from cong.schemas import FinishReason, Prompt, SampleRecord, SampleRequest, SamplingParameters, sample_key
+from cong.schemas import FinishReason, Prompt, SampleRecord, SampleRequest, SamplingParameters, sample_keys
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +84,15 @@ class Desk:
         """The sequences of a request for samples; refuses what can never be served."""
         self._require_new(request.request_id)
         parameters = request.parameters
+        if not request.sample_indices or min(request.sample_indices) < 0:
+            raise InvalidRequest("sample_indices", f"are {request.sample_indices}; give at least one, and none below 0")
         self._require_usable(parameters)
         prompt_token_ids = self._prompt_token_ids(request)
         self._require_room(len(prompt_token_ids), parameters.max_tokens, "max_tokens")
         ends = frozenset() if parameters.ignore_eos else self.networks.eos_ids
         needs_text = request.streams or bool(parameters.stop)
+        indices = tuple(dict.fromkeys(request.sample_indices))
+        keys = self._keys(prompt_token_ids, parameters, indices)
         return self._admit(
             request,
             [
@@ -100,9 +104,10 @@ class Desk:
                     stop_token_ids=ends.union(parameters.stop_token_ids),
                     arrival=self._num_submitted + number,
                     submitted_at=self._clock(),
+                    key=key,
                     text=TextStream(self._detokenize, parameters.stop) if needs_text else None,
                 )
-                for number, sample_index in enumerate(dict.fromkeys(request.sample_indices))
+                for number, (sample_index, key) in enumerate(zip(indices, keys, strict=True))
             ],
         )
 
@@ -201,11 +206,7 @@ class Desk:
     def keys(self, request: SampleRequest) -> tuple[str, ...]:
         """The keys of the request's samples, in order of their index, whether they are made yet or not."""
         prompt_token_ids = self.encode(request.prompt)
-        fingerprint = self.networks.tokenizer.fingerprint
-        return tuple(
-            sample_key(self.networks.identities, fingerprint, prompt_token_ids, request.parameters, index)
-            for index in range(request.num_samples)
-        )
+        return self._keys(prompt_token_ids, request.parameters, range(request.num_samples))
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of a prompt in any of its forms."""
@@ -215,6 +216,12 @@ class Desk:
         if not ids:
             raise InvalidRequest("prompt.text", "has no tokens, and the tokenizer puts none in front; give some text")
         return ids
+
+    def _keys(
+        self, prompt_token_ids: tuple[int, ...], parameters: SamplingParameters, indices: Iterable[int]
+    ) -> tuple[str, ...]:
+        fingerprint = self.networks.tokenizer.fingerprint
+        return sample_keys(self.networks.identities, fingerprint, prompt_token_ids, parameters, indices)
 
     def _prompt_token_ids(self, request: Generate | Rate) -> tuple[int, ...]:
         if not request.prompt_token_ids:

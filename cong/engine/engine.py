@@ -103,8 +103,7 @@ class Engine:
 
     def submit(self, request: Generate) -> None:
         """Queue samples; refuses what can never be served."""
-        for sequence in self._desk.open_samples(request):
-            self._scheduler.submit(sequence)
+        self._scheduler.submit(*self._desk.open_samples(request))
 
     def score(self, request: Rate) -> None:
         """Queue a scoring; its answer is an event."""

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from cong.engine.protocol import Rate
 from cong.engine.sequence import Sequence
 from cong.models import NetworkSet, detokenize
-from cong.schemas import Prompt, Role, SampleRecord, Score, Timings, sample_key
+from cong.schemas import Prompt, Role, SampleRecord, Score, Timings
 
 
 def record_of(
@@ -14,8 +14,6 @@ def record_of(
     """Everything that is known of a finished sample."""
     assert sequence.finish_reason is not None, "only a finished sample has a record"
     completion = tuple(sequence.completion_token_ids)
-    identities = networks.identities
-    tokenizer_fingerprint = networks.tokenizer.fingerprint
     if sequence.text is not None:
         sequence.text.flush()
         text = sequence.text.text
@@ -23,13 +21,7 @@ def record_of(
         text = detokenize(networks.tokenizer, completion)
     admitted_at = sequence.submitted_at if sequence.admitted_at is None else sequence.admitted_at
     return SampleRecord(
-        key=sample_key(
-            identities,
-            tokenizer_fingerprint,
-            sequence.prompt_token_ids,
-            sequence.parameters,
-            sequence.sample_index,
-        ),
+        key=sequence.key,
         kind=sequence.parameters.kind,
         prompt=prompt,
         prompt_token_ids=sequence.prompt_token_ids,
@@ -41,8 +33,8 @@ def record_of(
         finish_reason=sequence.finish_reason,
         parameters=sequence.parameters,
         sample_index=sequence.sample_index,
-        networks=identities,
-        tokenizer_fingerprint=tokenizer_fingerprint,
+        networks=networks.identities,
+        tokenizer_fingerprint=networks.tokenizer.fingerprint,
         software=software,
         writer=writer,
         timings=Timings(

@@ -62,11 +62,12 @@ class Scheduler:
         """Sequences in the queue."""
         return len(self._waiting)
 
-    def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence; the caller has checked that it fits into an empty pool."""
-        num_shareable = sequence.num_shareable_tokens
-        sequence.prefix_keys = prefix_keys(sequence.token_ids[:num_shareable], self.pool.block_size)
-        self._waiting.append(sequence)
+    def submit(self, first: Sequence, *others: Sequence) -> None:
+        """Queue the sequences of one request; the caller has checked that each fits into an empty pool."""
+        keys = prefix_keys(first.token_ids[: first.num_shareable_tokens], self.pool.block_size)
+        for sequence in (first, *others):
+            sequence.prefix_keys = keys
+            self._waiting.append(sequence)
 
     def schedule(self) -> list[Chunk]:
         """The next step's chunks, at most one per sequence, chunks of one token first."""

@@ -1,5 +1,6 @@
 """One sample on its way: its tokens, its blocks, and what has been recorded of it. Knows no tensors and no text."""
 
+import functools
 from dataclasses import dataclass, field
 
 from cong.decoding import prompt_seed
@@ -7,6 +8,9 @@ from cong.engine.blocks import PrefixKey
 from cong.engine.protocol import TokenRecord
 from cong.engine.text import TextStream
 from cong.schemas import FinishReason, SamplingParameters
+
+_seed_of = functools.lru_cache(maxsize=1)(prompt_seed)
+"""The samples of a request come one after the other, and each would go through the whole prompt again."""
 
 
 @dataclass(eq=False)
@@ -36,6 +40,8 @@ class Sequence:
     finish_reason: FinishReason | None = None
     targets: tuple[int, ...] = ()
     """Tokens to be scored instead of drawn; their keys and values are needed for all but the last."""
+    key: str = ""
+    """The sample's identity."""
     text: TextStream | None = None
     """Where the text is needed while it grows: for stop strings, or because it is streamed."""
 
@@ -43,7 +49,7 @@ class Sequence:
     """The parameters with the seed of this prompt's draws."""
 
     def __post_init__(self) -> None:
-        seed = prompt_seed(self.parameters.seed, self.prompt_token_ids)
+        seed = _seed_of(self.parameters.seed, self.prompt_token_ids)
         self.rule = self.parameters.model_copy(update={"seed": seed})
         self.token_ids = [*self.prompt_token_ids, *self.targets[:-1]]
 

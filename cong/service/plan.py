@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from cong.decoding import Parametrisation, parametrise
 from cong.engine import Generate, Rate
 from cong.errors import ConfigError, InvalidRequest, PromptTooLong
-from cong.schemas import NetworkIdentity, Prompt, SamplingParameters, ScoreRequest, sample_key
+from cong.schemas import NetworkIdentity, Prompt, SamplingParameters, ScoreRequest, sample_keys
 from cong.service.vocabulary import Vocabulary
 from cong.wire import Limits, SampleCall
 from cong.wording import first_cause
@@ -193,7 +193,5 @@ class Planner:
             )
 
     def _keys(self, token_ids: tuple[int, ...], parameters: SamplingParameters, num_samples: int) -> tuple[str, ...]:
-        return tuple(
-            sample_key(self._identities, self._vocabulary.fingerprint, token_ids, parameters, index)
-            for index in range(num_samples)
-        )
+        fingerprint = self._vocabulary.fingerprint
+        return sample_keys(self._identities, fingerprint, token_ids, parameters, range(num_samples))

@@ -1,14 +1,19 @@
 """Requests that come, stream, stop, leave and run out of time; and those that are refused."""
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from cong import schemas
 from cong.config.engine import EngineConfig
-from cong.engine import Engine, Event, Generate, Rate, Rated, SampleFinished, TokenDrawn
+from cong.decoding import prompt_seed
+from cong.engine import Engine, Event, Generate, Rate, Rated, SampleFinished, TokenDrawn, scheduler, sequence
+from cong.engine.blocks import prefix_keys
 from cong.errors import InvalidRequest, NotEnoughMemory, PromptTooLong
-from cong.schemas import Message, Prompt, SampleRequest, SamplingParameters
+from cong.schemas import Message, Prompt, SampleRequest, SamplingParameters, canonical_json
 from tests.engine.conftest import World
 
 CONFIG = EngineConfig(max_running=8, max_step_tokens=32, block_size=4, kv_memory_bytes=2**20)
@@ -163,6 +168,8 @@ def test_who_stops_taking_samples_leaves_nothing_behind(world: World) -> None:
         (Generate("r", PROMPT, SamplingParameters.plain(), (0,)), InvalidRequest, "1 entries, and this engine holds 2"),
         (Generate("r", PROMPT, contrast(exempt_token_ids=(61,)), (0,)), InvalidRequest, "ids 0 to 60"),
         (Generate("r", Prompt(token_ids=(3, 99)), contrast(), (0,)), InvalidRequest, "prompt.token_ids: holds 99"),
+        (Generate("r", PROMPT, contrast(), ()), InvalidRequest, "sample_indices: are (); give at least one"),
+        (Generate("r", PROMPT, contrast(), (0, -1)), InvalidRequest, "none below 0"),
         (Generate("r", PROMPT, contrast(max_tokens=156), (0,)), PromptTooLong, "together they may be 160"),
         (Rate("r", PROMPT, ()), InvalidRequest, "at least one token"),
         (Rate("r", PROMPT, (3,) * 158), PromptTooLong, "shorten one of them"),
@@ -229,3 +236,24 @@ def test_the_share_of_the_bound_is_what_steps_need_over_what_they_take(world: Wo
     assert stats.bytes_moved / ceiling.bytes_per_s <= stats.bound_s * (1 + 1e-9)
     assert stats.num_operations / ceiling.operations_per_s <= stats.bound_s * (1 + 1e-9)
     assert stats.share_of_bound == stats.bound_s / sum(stats.seconds.values()) > 0.0
+
+
+def test_the_samples_of_a_request_go_through_its_prompt_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for a thousand may not stop everybody else for as long as a thousand long prompts take."""
+    engine = make_engine(world)
+    walks: list[str] = []
+
+    def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            walks.append(name)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(sequence, "_seed_of", functools.lru_cache(maxsize=1)(counting("seed", prompt_seed)))
+    monkeypatch.setattr(scheduler, "prefix_keys", counting("prefixes", prefix_keys))
+    monkeypatch.setattr(schemas, "canonical_json", counting("key", canonical_json))
+    engine.submit(Generate("many", Prompt(token_ids=(5, 6, 7, 8), prompt_id="p"), contrast(), tuple(range(20))))
+    assert sorted(walks) == ["key", "prefixes", "seed"]
+    keys = [event.record.key for event in drain(engine) if isinstance(event, SampleFinished)]
+    assert len(set(keys)) == 20
