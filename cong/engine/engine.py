@@ -199,6 +199,10 @@ class Engine:
     def _compute(self) -> tuple[list[Chunk], Logits]:
         with self._phase("schedule"):
             chunks = self._scheduler.schedule()
+            now = self._clock()
+            for chunk in chunks:
+                if chunk.sequence.admitted_at is None:
+                    chunk.sequence.admitted_at = now
         with self._phase("forward"):
             return chunks, self._runner.forward(chunks)
 

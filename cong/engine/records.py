@@ -19,7 +19,7 @@ def record_of(
         text = sequence.text.text
     else:
         text = detokenize(networks.tokenizer, completion)
-    admitted_at = sequence.submitted_at if sequence.admitted_at is None else sequence.admitted_at
+    admitted_at = now if sequence.admitted_at is None else sequence.admitted_at
     return SampleRecord(
         key=sequence.key,
         kind=sequence.parameters.kind,

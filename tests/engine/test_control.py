@@ -115,6 +115,26 @@ def test_a_deadline_ends_what_is_unfinished_waiting_or_running(world: World) -> 
     assert engine.stats().num_blocks_free == engine.stats().num_blocks
 
 
+def test_a_record_tells_how_long_it_waited_and_how_long_its_first_token_took(world: World) -> None:
+    now = 0.0
+    engine = make_engine(world, clock=lambda: now)
+    long, short = contrast(max_tokens=6), contrast(max_tokens=2)
+    engine.submit(Generate("first", PROMPT, long, tuple(range(CONFIG.max_running))))
+    engine.submit(Generate("waits", Prompt(token_ids=tuple(range(3, 43))), short))
+    engine.submit(Generate("never", PROMPT, short, deadline_s=3.5))
+    timings = {}
+    while engine.has_work:
+        happened = engine.events()
+        now += 1.0
+        for event in happened:
+            if isinstance(event, SampleFinished):
+                told = event.record.timings
+                timings[event.request_id] = (told.queued_s, told.first_token_s, told.total_s)
+    assert timings["first"] == (0.0, 0.0, 5.0)
+    assert timings["waits"] == (6.0, 1.0, 8.0), "40 tokens take two steps of 32"
+    assert timings["never"] == (4.0, 0.0, 4.0)
+
+
 def test_a_deadline_is_that_of_its_own_request_whoever_has_the_id_later(world: World) -> None:
     now = 0.0
     engine = make_engine(world, clock=lambda: now)
