@@ -281,6 +281,17 @@ def test_sampled_frequencies_follow_the_exact_distribution(world: World) -> None
     assert statistic < chi2.ppf(1 - 1e-6, int(alive.sum()) - 1)
 
 
+def test_in_bfloat16_a_network_through_our_operators_mixes_with_one_through_its_own_code(world: World) -> None:
+    folders = world.folder("llama", 1), world.folder("gpt2", 2)
+    engine = Engine(world.networks(*folders, dtype="bfloat16"), SMALL)
+    assert [stack.compiled is not None for stack in engine._runner.stacks] == [True, False]
+    oracle = world.oracle(*folders)
+    for request_id, record in serve(engine, random_requests(12, 8, num_networks=2)).items():
+        expected = reference_score(oracle, record.prompt_token_ids, record.completion_token_ids)
+        for ours, theirs in zip(record.logprobs.values(), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=0.35, rtol=0.05, msg=request_id)
+
+
 def test_bfloat16_stays_near_float32(world: World) -> None:
     folders = world.folder("llama", 1), world.folder("llama", 2)
     prompt, completion = Prompt(token_ids=tuple(range(3, 30))), (8, 9, 10, 11)

@@ -21,6 +21,8 @@ def draw_on_cpu(
 
     The coordinates are seed, sample index and position of each draw. Rows of logits that are not numbers have size 0.
     """
+    if len({logits_BV.dtype for logits_BV in logits}) > 1:  # some through operators of our own, in float32
+        logits = tuple(logits_BV.float() for logits_BV in logits)
     record_BR: Tensor = torch.ops.cong.draw_tokens(
         [logits_BV if logits_BV.stride(1) == 1 else logits_BV.contiguous() for logits_BV in logits],
         head_log_lambda_B,
