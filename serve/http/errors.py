@@ -17,14 +17,27 @@ from starlette.types import Receive, Scope, Send
 
 from cong import errors
 from cong.schemas import Message, Prompt, SamplingParameters, ScoreRequest
+from cong.service.openai import ChatRequest, CompletionRequest
 from cong.wire import ErrorBody, ErrorType, SampleCall, ScoreCall
 from cong.wording import causes
 
 MAX_MESSAGE_CHARS = 2000
 
-_ASKED = (SampleCall, ScoreCall, ScoreRequest, SamplingParameters, Prompt, Message)
-_FIELDS = sorted({"prompt", "alpha"}.union(*(model.model_fields for model in _ASKED)))
-"""What a request may say, for whoever has misspelt it."""
+_HOMES: Mapping[str, str] = {
+    name: home
+    for home, names in (
+        ("/v1/chat/completions", ChatRequest.model_fields),
+        ("/v1/completions", CompletionRequest.model_fields),
+        ("a message", Message.model_fields),
+        ("a prompt", Prompt.model_fields),
+        ("an item of /score", ScoreRequest.model_fields),
+        ("/score", ScoreCall.model_fields),
+        ("`parameters` of /sample", {*SamplingParameters.model_fields, "alpha"}),
+        ("/sample", {*SampleCall.model_fields, "prompt"}),
+    )
+    for name in names
+}
+"""What a request may say and where, for whoever has misspelt it or put it elsewhere; the last place counts."""
 
 
 @dataclass(frozen=True)
@@ -164,13 +177,13 @@ def _validation(found: Sequence[Any]) -> Problem:
     lines = [f"{field}: {words}" if field else words for field, words in told[:10]]
     if len(told) > 10:
         lines.append(f"and {len(told) - 10} more")
-    return Problem(422, "invalid_request_error", "invalid_value", "; ".join(lines), told[0][0])
+    return Problem(422, "invalid_request_error", "invalid_value", "; ".join(lines), told[0][0] or None)
 
 
 def _unknown(name: str) -> str:
-    if name in _FIELDS:
-        return "is a field, but not in this place; GET /docs shows where"
-    close = difflib.get_close_matches(name, _FIELDS, n=1)
+    if name in _HOMES:
+        return f"is not known here; it belongs to {_HOMES[name]}"
+    close = difflib.get_close_matches(name, _HOMES, n=1)
     return f"is not known here; did you mean {close[0]}?" if close else "is not known here"
 
 

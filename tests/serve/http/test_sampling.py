@@ -168,6 +168,41 @@ def test_a_misspelt_field_is_told_with_the_one_that_was_meant(world: World) -> N
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("/sample", {"temperature": 0.5}, "temperature: is not known here; it belongs to `parameters` of /sample"),
+        ("/sample", {"n": 2}, "n: is not known here; it belongs to /v1/completions"),
+        ("/score", {"items": [], "completion_text": "b"}, "completion_text: is not known here; it belongs to an item"),
+        (
+            "/v1/completions",
+            {"model": "cong", "num_samples": 2},
+            "num_samples: is not known here; it belongs to /sample",
+        ),
+    ],
+)
+def test_a_field_in_the_wrong_place_is_told_with_its_own(
+    world: World, path: str, body: dict[str, object], told: str
+) -> None:
+    async def main() -> None:
+        async with hosting(world) as hosted:
+            response = await hosted.client.post(path, json={"prompt": "a", **body})
+            assert response.status_code == 422
+            assert told in ErrorReply.model_validate_json(response.content).error.message
+
+    run(main())
+
+
+def test_a_body_that_is_wrong_as_a_whole_names_no_field(world: World) -> None:
+    async def main() -> None:
+        async with hosting(world) as hosted:
+            response = await hosted.client.post("/sample", json=["a"])
+            assert response.status_code == 422
+            assert ErrorReply.model_validate_json(response.content).error.param is None
+
+    run(main())
+
+
 def test_an_error_behind_the_first_byte_stands_in_the_last_event(world: World) -> None:
     async def main() -> None:
         engine = Troubled(make_engine(world))
