@@ -1,6 +1,8 @@
 """Files that must survive a crash: whole or not there, forced to disk, and recognised by their digest."""
 
+import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -16,9 +18,15 @@ _BLOCK_BYTES = 8 << 20
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an error of the system the name of the file that it is about: it tells none, or a passing hidden one."""
+    """Give an error of the system the name of the file that is written: it tells none, or a passing hidden one.
+
+    Where a file is made, what cannot be found is the place for it. That is no bug, so it counts as a path that leads to
+    no folder.
+    """
     try:
         yield
+    except FileNotFoundError as error:
+        raise OSError(errno.ENOTDIR, error.strerror, str(path)) from error
     except OSError as error:
         is_told = error.filename is not None and not Path(os.fsdecode(error.filename)).name.startswith(".")
         if is_told or error.errno is None:
@@ -68,13 +76,11 @@ def sync_folder(folder: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, their names forced to disk."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        sync_folder(path.parent)
+    missing = [*itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents))]
+    with naming(folder):
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            sync_folder(path.parent)
 
 
 def write_inside(path: Path, content: bytes) -> None:

@@ -19,6 +19,7 @@ from types import FrameType
 
 from cong.config import RunConfig, load_config
 from cong.errors import CongError, MissingExtra
+from cong.files import make_folder
 from cong.wording import brought_by
 from jobs.followed import JobFailed, Jobs
 from jobs.machine import Machine, free_port, joined
@@ -124,7 +125,7 @@ def show_results(config: RunConfig, screen: Screen) -> None:
 
 def run(config: RunConfig, folder: Path) -> None:
     """The demo, with sockets and Ray's logs in a folder."""
-    config.output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(config.output_dir)
     job = config.training_job
     resources = {_SAMPLER: 1.0, _TRAINER: float(job.num_workers)}
     num_cpus = max(os.cpu_count() or 1, round(1 + job.num_workers * job.cpus_per_worker + 0.5))

@@ -1,10 +1,16 @@
 """Files that must survive a crash: whole or not there, and errors that name what was asked for."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cong.files import write_file
+from cong.cli.samples_file import SamplesFile
+from cong.client.ledger import Ledger
+from cong.errors import ConfigError
+from cong.files import make_folder, write_file
+from cong.wording import of_the_machine
 
 
 def test_a_write_that_fails_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:
@@ -19,3 +25,28 @@ def test_a_write_that_fails_names_the_file_and_leaves_nothing(tmp_path: Path) ->
         write_file(too_long, b"content")
     assert long.value.filename == str(too_long)
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+@pytest.mark.parametrize("place", ["/proc/none", "/proc/none/below", "broken", "broken/below"])
+@pytest.mark.parametrize("make", [make_folder, SamplesFile, Ledger])
+def test_a_place_where_nothing_can_be_made_is_told_as_one(
+    tmp_path: Path, make: Callable[[Path], object], place: str
+) -> None:
+    (tmp_path / "broken").symlink_to("/proc/none/file")
+    with pytest.raises(OSError, match=r"No such file|File exists") as caught:
+        make(tmp_path / place)
+    assert "check the path" in (of_the_machine(caught.value) or "")
+
+
+def test_a_file_that_cannot_be_written_where_it_is_asked_for_is_told_by_its_name() -> None:
+    with pytest.raises(OSError, match="No such file") as caught:
+        write_file(Path("/proc/none"), b"content")
+    assert of_the_machine(caught.value) == "/proc/none cannot be used: No such file or directory; check the path"
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/dev/full", "folder", "pipe"])
+def test_samples_go_only_where_they_can_be_found_again(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="no regular file"):
+        SamplesFile(tmp_path / place)

@@ -62,7 +62,6 @@ def _demo(arguments: argparse.Namespace) -> int:
     from cong.report import to_rich
 
     cache, num_threads = _prepare(config)
-    config.output_dir.mkdir(parents=True, exist_ok=True)
     write_file(config.output_dir / "config.yaml", dump_config(config).encode())
     started_s = time.monotonic()
     chain = run_chain(config.lab, cache)

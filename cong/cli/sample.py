@@ -33,7 +33,7 @@ def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "Prom
 
     from cong.engine import open_engine
 
-    if arguments.out is None and arguments.stream is None:
+    if arguments.out is None and not arguments.stream:
         raise ConfigError("nothing would keep the samples; give --out or --stream")
     if arguments.store != "none":
         raise ConfigError("--store asks a service to keep samples; it needs --url")

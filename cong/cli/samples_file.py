@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cong.errors import ConfigError
-from cong.files import naming
+from cong.files import make_folder, naming
 from cong.schemas import SampleRecord
 
 _BEGINNING = b'{"schema_version":'
@@ -20,8 +20,11 @@ class SamplesFile:
         self.name = str(path)
         self._path = path
         self.keys: set[str] = set()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is no regular file, in which samples could be found again; give another --out")
+        make_folder(path.parent)
+        with naming(path):
+            self._file = path.open("a", encoding="utf-8")
         try:
             self._lock()
             good_bytes = 0

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from cong.errors import ConfigError
+from cong.files import make_folder, naming
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,9 @@ class Ledger:
     """The units that are done. One process at a time."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        make_folder(path.parent)
+        with naming(path):
+            self._file = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cong.config.stream import StreamConfig
 from cong.errors import EvaluationError
+from cong.files import make_folder, naming
 from cong.schemas import Record, SampleRecord
 from cong.stream import StreamReader, StreamWriter, open_store
 
@@ -32,8 +33,9 @@ class KeyedLines(Generic[Stored]):
     def __init__(self, path: Path, kind: type[Stored]) -> None:
         self.path = path
         self._kind: TypeAdapter[Stored] = TypeAdapter(kind)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        make_folder(path.parent)
+        with naming(path):
+            self._file = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

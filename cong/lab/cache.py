@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from cong.files import make_folder
 from cong.schemas import SCHEMA_VERSION, content_key
 
 RECIPE_FILE = "recipe.json"
@@ -130,7 +131,7 @@ class Cache:
             if problem is None:
                 return folder
             _log.warning("cache entry %s is damaged: %s; it is made again", folder.name, problem)
-        self._root.mkdir(parents=True, exist_ok=True)
+        make_folder(self._root)
         made = Path(tempfile.mkdtemp(prefix=f".{recipe.kind}-", dir=self._root))
         try:
             make(made)

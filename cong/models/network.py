@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cong.errors import ArtefactMissing, ConfigError, ModelError, UnsupportedModel
+from cong.files import make_folder
 from cong.models.adapter import Adapter, apply_adapter, open_adapter, require_own_base, share_weights
 from cong.models.artefact import Artefact, open_artefact, read_json, weight_files
 from cong.models.fingerprint import fingerprint_adapted, fingerprint_adapter, fingerprint_weights
@@ -283,7 +284,7 @@ def save_network(network: Network, folder: Path) -> None:
         raise ConfigError(f"{network.name} shares the weights of its base; load it with the adapter merged to save it")
     if folder.exists():
         raise ConfigError(f"{folder} exists; give a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
     model: Any = network.model
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cong.config import RunConfig, dump_config
 from cong.errors import ConfigError, PipelineError
-from cong.files import remove_folder, write_file
+from cong.files import make_folder, remove_folder, write_file
 from cong.pipeline.board import Board, Standing
 from cong.pipeline.executors import Executor, InProcess, Running
 from cong.pipeline.marker import BEGUN, MARKER, is_begun, read_begun, write_begun, write_marker
@@ -257,7 +257,7 @@ def _publish(board: Board) -> Path:
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Refuse a second pipeline in the same folder while the first is alive; the lock goes with its process."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     handle = os.open(folder / "pipeline.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:

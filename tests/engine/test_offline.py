@@ -145,7 +145,7 @@ def test_what_the_machine_refuses_is_one_line(
     (tmp_path / "samples.jsonl").unlink()
     (tmp_path / "samples.jsonl").mkdir()
     assert run(world, tmp_path) == 2
-    assert "samples.jsonl cannot be used: Is a directory; check the path" in capsys.readouterr().err
+    assert "samples.jsonl is no regular file" in capsys.readouterr().err
 
 
 def test_no_samples_at_all_is_refused(tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +153,9 @@ def test_no_samples_at_all_is_refused(tmp_path: Path, prompts: Path, capsys: pyt
     assert "--num-samples is 0; give at least 1" in capsys.readouterr().err
     assert main(["sample", "--prompts", str(prompts), "--out", str(tmp_path / "o"), "--num-samples", "4097"]) == 2
     assert "--num-samples is 4097; give at least 1 and at most 4096" in capsys.readouterr().err
+    # As from a variable of the shell that is not set.
+    assert main(["sample", "--prompts", str(prompts), "--stream", ""]) == 2
+    assert "nothing would keep the samples; give --out or --stream" in capsys.readouterr().err
 
 
 def test_without_networks_the_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
