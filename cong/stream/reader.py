@@ -203,6 +203,10 @@ class StreamReader:
                     lost.append(Span(lane, start, segment.first_row))
                 fresh.append(Span(lane, max(start, segment.first_row), segment.stop_row))
                 start = segment.stop_row
+            if start < listed.stop_row:
+                # Behind the last segment in sight: the mark of the lane's end tells of more.
+                lost.append(Span(lane, start, listed.stop_row))
+                start = listed.stop_row
             if start:
                 admitted[lane] = start
         self._skip(lost)

@@ -263,6 +263,9 @@ def test_a_missing_last_segment_of_a_closed_writer_is_noticed() -> None:
     disk.unlink(next(path for path in disk.paths() if "-00000002-00000002-" in path))
     with pytest.raises(StreamCorrupt, match="rows 10 to 14 of w-000001 should be there"):
         read_keys(disk_store(disk))
+    reader = StreamReader(disk_store(disk), ReadSettings(on_damage="skip"))
+    assert flat(table.column("key").to_pylist() for table, _ in reader.tables(4)) == keys(range(10))
+    assert reader.cursor.skipped == (Span(Lane("w", 1), 10, 15),)
 
 
 def test_lost_then_stored_again_elsewhere_is_read() -> None:
