@@ -5,6 +5,7 @@ Knows nothing of cursors' order: whoever asks has decided.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ from cong.stream.store import Store
 _MAX_OPEN_SEGMENTS = 16
 """Each keeps its footer and the bytes of the group that was read last."""
 _READ_TRIES = 3
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class RowReader:
@@ -36,6 +40,17 @@ class RowReader:
     def look_again(self) -> None:
         """List the stream anew."""
         self.listing = self._look()
+
+    def steadily(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """What some reading comes to, begun again where a file is gone: compaction put its rows into another one."""
+        for _ in range(_READ_TRIES):
+            try:
+                return work(*arguments, **named)
+            except FileNotFoundError as error:
+                gone = error
+                self._segments.clear()
+                self.look_again()
+        raise StreamCorrupt(f"{gone.filename or gone} is listed and cannot be opened; run `cong stream verify`")
 
     def fetch(self, draw: Draw, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a draw in its order; all columns unless named."""
@@ -75,28 +90,22 @@ class RowReader:
 
     def _group(self, lane: Lane, row: int, columns: Sequence[str] | None) -> tuple[pa.Table, int]:
         """The row group that holds a row, and the row at which it begins in its lane."""
-        for attempt in range(_READ_TRIES):
-            try:
-                segment = require_rows(self.listing, lane, row)
-                file = self.open(segment)
-                number = file.group_of(row - segment.first_row)
-                first_row = segment.first_row + file.groups[number].first_row
-                key = (segment, number, tuple(columns) if columns is not None else ())
-                if key not in self._groups:
-                    self._groups[key] = file.load(number, columns)
-                    self._bound_groups()
-                self._groups.move_to_end(key)
-                return self._groups[key], first_row
-            except FileNotFoundError:
-                # Compaction has put the row into another segment meanwhile.
-                self._segments.clear()
-            except StreamError:
-                # Rows beyond what was in sight may have come since: another process drew them.
-                listed = self.listing.lanes.get(lane)
-                if attempt + 1 == _READ_TRIES or (listed is not None and row < listed.stop_row):
-                    raise
+        listed = self.listing.lanes.get(lane)
+        if listed is None or row >= listed.stop_row:
+            # Rows beyond what was in sight may have come since: another process drew them.
             self.look_again()
-        raise StreamCorrupt(f"row {row} of {lane} is listed and cannot be opened; run `cong stream verify`")
+        return self.steadily(self._load, lane, row, columns)
+
+    def _load(self, lane: Lane, row: int, columns: Sequence[str] | None) -> tuple[pa.Table, int]:
+        segment = require_rows(self.listing, lane, row)
+        file = self.open(segment)
+        number = file.group_of(row - segment.first_row)
+        key = (segment, number, tuple(columns) if columns is not None else ())
+        if key not in self._groups:
+            self._groups[key] = file.load(number, columns)
+            self._bound_groups()
+        self._groups.move_to_end(key)
+        return self._groups[key], segment.first_row + file.groups[number].first_row
 
     def _bound_groups(self) -> None:
         while sum(table.num_rows for table in self._groups.values()) > self._num_kept_rows and len(self._groups) > 1:

@@ -52,24 +52,27 @@ def damaged_spans(window: Window, reader: RowReader) -> list[Span]:
     for span in window.spans:
         row = span.start
         while row < span.stop:
-            segment = _segment_of(span, row, reader)
-            stop = min(span.stop, segment.stop_row) if segment else span.stop
-            try:
-                file = reader.open(segment) if segment else None
-            except StreamCorrupt:
-                file = None
-            if file is None or segment is None:
-                bad.append(Span(span.lane, row, stop))
-                row = stop
-                continue
-            number = file.group_of(row - segment.first_row)
-            stop = min(span.stop, segment.first_row + file.groups[number].stop_row)
-            try:
-                file.check(number)
-            except StreamCorrupt:
+            stop, is_sound = reader.steadily(_checked, span, row, reader)
+            if not is_sound:
                 bad.append(Span(span.lane, row, stop))
             row = stop
     return joined_spans(bad)
+
+
+def _checked(span: Span, row: int, reader: RowReader) -> tuple[int, bool]:
+    """The row up to which those from a row on stand or fall together, and whether their bytes can be trusted."""
+    segment = _segment_of(span, row, reader)
+    if segment is None:
+        return span.stop, False
+    stop = min(span.stop, segment.stop_row)
+    try:
+        file = reader.open(segment)
+        number = file.group_of(row - segment.first_row)
+        stop = min(stop, segment.first_row + file.groups[number].stop_row)
+        file.check(number)
+    except StreamCorrupt:
+        return stop, False
+    return stop, True
 
 
 def repeated_rows(window: Window, keep: Mask, reader: RowReader, index: KeyIndex, cursor: Cursor) -> Mask:
@@ -101,11 +104,17 @@ def _digests(span: Span, wanted: Mask, reader: RowReader) -> KeyDigests:
         segment = _segment_of(span, row, reader)
         stop = min(span.stop, segment.stop_row) if segment else row + 1
         if wanted[row - span.start : stop - span.start].any():
-            segment = require_rows(reader.listing, span.lane, row)
-            inside = slice(row - segment.first_row, stop - segment.first_row)
-            digests[row - span.start : stop - span.start] = reader.open(segment).key_digests[inside]
+            found = reader.steadily(_digests_from, span, row, reader)
+            stop = row + len(found)
+            digests[row - span.start : stop - span.start] = found
         row = stop
     return digests
+
+
+def _digests_from(span: Span, row: int, reader: RowReader) -> KeyDigests:
+    """Those of the rows from a row on that lie in its segment."""
+    segment = require_rows(reader.listing, span.lane, row)
+    return reader.open(segment).key_digests[row - segment.first_row : span.stop - segment.first_row]
 
 
 def _segment_of(span: Span, row: int, reader: RowReader) -> SegmentName | None:

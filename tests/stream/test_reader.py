@@ -21,6 +21,7 @@ from tests.stream.streams import SMALL, cached_record, disk_store, flat, folder_
 
 SHUFFLED = ReadSettings(shuffle_rows=7, shuffle_seed=5)
 FILTERED = ReadSettings(shuffle_rows=4, filter=SampleFilter(finish_reasons=("stop",)))
+WHOLE = SMALL.model_copy(update={"rows_per_segment": 100})
 ORDERS = [ReadSettings(), SHUFFLED, FILTERED]
 
 
@@ -175,10 +176,26 @@ def test_a_cursor_stays_true_when_the_stream_is_compacted_meanwhile() -> None:
     first = reader.draw(10)
     assert first is not None
     read = reader.fetch(first, ["key"]).column("key").to_pylist()
-    compact(store, SMALL.model_copy(update={"rows_per_segment": 100}))
+    compact(store, WHOLE)
     read += flat(table.column("key").to_pylist() for table, _ in reader.tables(4, ["key"]))
     assert read == expected
     assert read_keys(store, SHUFFLED, first.cursor) == expected[10:]
+
+
+@pytest.mark.parametrize("on_damage", ["error", "skip"])
+def test_a_reader_goes_on_when_files_that_it_has_not_opened_yet_are_compacted_away(on_damage: str) -> None:
+    store = disk_store(SimulatedDisk())
+    write(store, range(100))  # more segments than a reader holds open
+    order = SHUFFLED.model_copy(update={"on_damage": on_damage})
+    expected = read_keys(store, order)
+    reader = StreamReader(store, order)
+    first = reader.draw(10)
+    assert first is not None
+    read = reader.fetch(first, ["key"]).column("key").to_pylist()
+    compact(store, WHOLE)
+    read += flat(table.column("key").to_pylist() for table, _ in reader.tables(4, ["key"]))
+    assert read == expected
+    assert reader.cursor.skipped == ()
 
 
 def test_late_rows_of_any_writer_are_read_after_what_was_admitted() -> None:
