@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from cong.config.stream import WriteSettings
+from cong.errors import StreamError
 from cong.stream.identity import require_identity
 from cong.stream.listing import LaneListing, list_stream, require
 from cong.stream.names import SEGMENTS, TEMPORARY_PREFIX, WRITERS, Lane, SegmentName
@@ -40,7 +41,13 @@ def compact(store: Store, settings: WriteSettings | None = None, is_dry_run: boo
         for batch in _batches(store, lane, settings):
             merged_away += len(batch) - 1
             if not is_dry_run:
-                _merge(store, batch, settings)
+                try:
+                    _merge(store, batch, settings)
+                except FileNotFoundError as error:
+                    raise StreamError(
+                        f"{error.filename or error} was listed and is gone: another compaction or a retention is at "
+                        "work; run this one again when it has ended"
+                    ) from error
                 removed += len(batch)
         if lane.superseded and not is_dry_run:
             store.delete([segment.path for segment in lane.superseded])

@@ -17,6 +17,7 @@ from cong.schemas import SampleRecord
 from cong.stream import Cursor, Draw, Lane, StreamReader, StreamWriter, compact
 from cong.stream.cursor import split_spans, window_order
 from cong.stream.listing import Span
+from cong.stream.store import LocalStore
 from tests.stream.streams import SMALL, cached_record, disk_store, flat, folder_store, keys, read_keys, records, write
 
 SHUFFLED = ReadSettings(shuffle_rows=7, shuffle_seed=5)
@@ -196,6 +197,23 @@ def test_a_reader_goes_on_when_files_that_it_has_not_opened_yet_are_compacted_aw
     read += flat(table.column("key").to_pylist() for table, _ in reader.tables(4, ["key"]))
     assert read == expected
     assert reader.cursor.skipped == ()
+
+
+class _Overtaken(LocalStore):
+    """A stream that another compaction goes through while the first one publishes."""
+
+    def publish(self, path: str, data: bytes) -> None:
+        compact(LocalStore(self.root, self.files), WHOLE)
+        super().publish(path, data)
+
+
+def test_a_compaction_that_another_one_overtakes_says_so_and_loses_nothing() -> None:
+    disk = SimulatedDisk()
+    three_writers(disk)
+    expected = read_keys(disk_store(disk))
+    with pytest.raises(StreamError, match=r"is gone: another compaction .* run this one again"):
+        compact(_Overtaken("/stream", disk), WHOLE)
+    assert read_keys(disk_store(disk)) == expected
 
 
 def test_late_rows_of_any_writer_are_read_after_what_was_admitted() -> None:
