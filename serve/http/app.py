@@ -1,5 +1,6 @@
 """The HTTP application around a service. Knows no Ray: whoever has a service can put it on any ASGI server."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,6 +25,8 @@ from serve.http.provider import ServiceProvider, request_id_of
 from serve.http.replies import EVENT_SCHEMAS
 from serve.http.room import Room
 from serve.http.tracing import Tracing
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = "Contrastive samples of a weak pair of models, their log-probs, and an OpenAI-compatible face of both."
 
@@ -68,7 +71,11 @@ def create_app(
 
 
 async def _tell(request: Request, error: Exception) -> Response:
-    return ErrorResponse(problem_of(error), request_id_of(request))
+    problem = problem_of(error)
+    if problem.status >= 500 and problem.message != str(error):
+        # The caller gets fixed words; the cause is for whoever keeps the log.
+        log.error("%s", error, extra={"request_id": request_id_of(request)})
+    return ErrorResponse(problem, request_id_of(request))
 
 
 async def _note_gone(request: Request, error: Exception) -> Response:

@@ -53,7 +53,8 @@ class Kind:
 
 _INTERNAL = "something is wrong on the server; its log says more under this request id"
 _STORE = (
-    "a sample could not be stored as asked, so it is not answered; try again, what is stored already is not made again"
+    "a sample could not be stored as asked, or not be read where it is stored, so it is not answered; try again, what "
+    "is stored already is not made again"
 )
 
 TABLE: Mapping[type[errors.CongError], Kind] = {

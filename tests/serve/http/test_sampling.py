@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from cong.lab.disk import SimulatedDisk
+from cong.stream.store import LocalStore
 from cong.wire import EVENT_STREAM, NDJSON, ErrorReply, SampleCall, SampleReply, ScoreReply
 from serve.http.encoding import wants_event_stream
 from tests.engine.conftest import World
@@ -203,6 +205,27 @@ def test_a_body_that_is_wrong_as_a_whole_names_no_field(world: World) -> None:
     run(main())
 
 
+def test_a_stored_sample_that_cannot_be_read_is_told_and_its_file_is_named_in_the_log(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = SimulatedDisk()
+
+    async def main() -> None:
+        async with hosting(world, archive=open_archive(LocalStore("/secret", disk))) as hosted:
+            body = {"prompt": "hello", "store": "local", "parameters": {"max_tokens": 4}}
+            assert (await hosted.client.post("/sample", json=body)).status_code == 200
+            (segment,) = (path for path in disk.paths() if path.endswith(".parquet"))
+            disk.flip(segment, 50)
+            for stream in ("none", "samples"):
+                caplog.clear()
+                response = await hosted.client.post("/sample", json={**body, "stream": stream})
+                assert response.status_code == 503
+                assert "secret" not in response.text
+                assert f"{segment}: bytes" in caplog.text
+
+    run(main())
+
+
 def test_an_error_behind_the_first_byte_stands_in_the_last_event(world: World) -> None:
     async def main() -> None:
         engine = Troubled(make_engine(world))
@@ -257,9 +280,6 @@ def test_a_stored_sample_is_in_the_stream_when_its_event_comes(world: World, tmp
 
 
 def test_a_disk_that_fails_is_a_503_without_a_path(world: World) -> None:
-    from cong.lab.disk import SimulatedDisk
-    from cong.stream.store import LocalStore
-
     disk = SimulatedDisk()
 
     async def main() -> None:
