@@ -142,10 +142,7 @@ def stats(arguments: argparse.Namespace) -> int:
     # The title is wider than the table.
     print(table.title)
     console().print(to_rich(replace(table, title="")))
-    try:
-        _draw(arguments, store, facts, table)
-    except OSError as error:
-        raise StreamError(f"cannot write {error.filename}: {error.strerror or error}") from error
+    _draw(arguments, store, facts, table)
     return 0
 
 

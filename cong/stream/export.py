@@ -25,6 +25,7 @@ from cong.stream.names import Lane
 from cong.stream.reader import StreamReader
 from cong.stream.statistics import COLUMNS as FACT_COLUMNS
 from cong.stream.statistics import SampleFacts
+from cong.wording import with_remedy
 
 Form = Literal["prompt-completion", "messages", "preference"]
 Container = Literal["jsonl", "parquet", "dataset"]
@@ -87,7 +88,7 @@ def export(
         os.replace(temporary, target)
     except OSError as error:
         _remove(temporary)
-        raise StreamError(f"cannot write {target}: {error.strerror or error}; nothing is left of it") from error
+        raise StreamError(f"cannot write {target}: {with_remedy(error)}; nothing is left of it") from error
     except BaseException:
         _remove(temporary)
         raise

@@ -13,6 +13,7 @@ from cong.stream.journal import Journal, JournalContent, decode_frames
 from cong.stream.listing import LaneListing, Listing
 from cong.stream.names import JOURNAL, JournalName, Lane, Marker
 from cong.stream.store import LocalStore, Store, make_folders
+from cong.wording import with_remedy
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def open_journal(files: FileSystem, folder: str, lane: Lane) -> tuple[Journal, l
         make_folders(files, folder)
         return Journal(files, folder, lane), find_orphans(files, folder)
     except OSError as error:
-        raise StreamError(f"cannot open the journal in {folder}: {error.strerror or error}") from error
+        raise StreamError(f"cannot open the journal in {folder}: {with_remedy(error)}") from error
 
 
 def find_orphans(files: FileSystem, folder: str) -> list[Orphan]:

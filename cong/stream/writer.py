@@ -32,6 +32,7 @@ from cong.stream.ownership import claim, require_unfenced, require_writer_id
 from cong.stream.recovery import Orphan, close_lanes, dispose, journal_place, open_journal, unsealed_records
 from cong.stream.segment import Placement, encode
 from cong.stream.store import Store
+from cong.wording import with_remedy
 
 log = logging.getLogger(__name__)
 
@@ -302,10 +303,8 @@ class StreamWriter:
         try:
             journal.append([Frame(pending.row, pending.payload or b"") for pending in batch])
         except OSError as error:
-            reason = error.strerror or error
-            self._fail(
-                StreamError(f"cannot write the journal in {self._journal_dir}: {reason}; nothing was acknowledged")
-            )
+            told = f"cannot write the journal in {self._journal_dir}: {with_remedy(error)}; nothing was acknowledged"
+            self._fail(StreamError(told))
             return
         with self._changed:
             self._journalled_row = batch[-1].row + 1
