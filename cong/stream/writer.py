@@ -58,6 +58,9 @@ class StreamWriter:
         self.lane = claim(store, name)
         self._index = KeyIndex(store, stream, index_cache(store, cache_dir))
         self._listed_at_s = 0.0
+        self._settled: set[SegmentName] = set()
+        """Segments in sight whose names this writer has made durable."""
+        self._store.settle()  # of folders that another process made a moment ago
         self._listing = self._relist()
         self._buffer = Buffer(self._settings)
         self._agenda = Agenda(self._settings, self._buffer)
@@ -335,6 +338,7 @@ class StreamWriter:
         self._sequence += 1
         self.num_segments += 1
         with self._changed:
+            self._settled.add(name)
             self._index.add(self.lane, name.first_row, digests)
             self._buffer.finish_segment()
             self._journalled_row = max(self._journalled_row, name.stop_row)
@@ -386,7 +390,10 @@ class StreamWriter:
         """
         listed_at_s = time.monotonic()
         listing = list_stream(self._store)
-        self._store.settle()
+        in_sight = {*listing.segments}
+        if not in_sight <= self._settled:
+            self._store.settle()
+        self._settled = in_sight
         self._index.refresh(listing)
         self._listed_at_s = listed_at_s
         return listing

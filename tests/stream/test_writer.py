@@ -254,6 +254,20 @@ def test_a_process_that_ends_without_closing_stores_what_it_was_handed(tmp_path:
     assert list_stream(store).is_ended()
 
 
+def test_looking_for_keys_forces_to_disk_only_what_others_have_published_since(disk: SimulatedDisk) -> None:
+    def num_forced_by_a_look(missing: range) -> int:
+        before = disk.operations.count("fsync_directory")
+        assert writer.missing(keys(range(9))) == keys(missing)
+        return disk.operations.count("fsync_directory") - before
+
+    with StreamWriter(disk_store(disk), SMALL, "w") as writer:
+        writer.append_many(records(range(5)), "local")
+        assert num_forced_by_a_look(range(5, 9)) == 0
+        write(disk_store(disk), range(5, 7), "other")
+        assert num_forced_by_a_look(range(7, 9)) > 0
+        assert num_forced_by_a_look(range(7, 9)) == 0
+
+
 def test_what_others_store_is_listed_again_only_after_its_time_and_never_taken_twice(disk: SimulatedDisk) -> None:
     patient = SMALL.model_copy(update={"relist_s": 3600.0})
     with (
