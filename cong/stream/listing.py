@@ -205,18 +205,19 @@ def _list_once(store: Store) -> Listing:
     return arrange(segments, store.names(WRITERS), is_genuine)
 
 
-def list_stream(store: Store) -> Listing:
+def list_stream(store: Store, known_gaps: Iterable[Span] = ()) -> Listing:
     """A stream at this moment.
 
     A folder that is being written may be listed with a name missing before one that is there; a gap counts only if
-    it is still there when looked at again.
+    it is still there when looked at again, or was there when the stream was listed before.
     """
+    known = frozenset(known_gaps)
     listing: Listing | None = None
     for _ in range(_LISTING_TRIES):
         # A file that vanishes between being listed and being opened was removed by compaction: look again.
         with contextlib.suppress(FileNotFoundError):
             listing = _list_once(store)
-            if not listing.gaps:
+            if known.issuperset(listing.gaps):
                 return listing
         time.sleep(_LISTING_PAUSE_S)
     if listing is None:

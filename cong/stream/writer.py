@@ -61,7 +61,8 @@ class StreamWriter:
         self._settled: set[SegmentName] = set()
         """Segments in sight whose names this writer has made durable."""
         self._store.settle()  # of folders that another process made a moment ago
-        self._listing = self._relist()
+        self._listing = Listing({}, [], [])
+        self._relist()
         self._buffer = Buffer(self._settings)
         self._agenda = Agenda(self._settings, self._buffer)
         self._changed = threading.Condition()
@@ -116,7 +117,7 @@ class StreamWriter:
         with self._changed:
             found = self._index.find(key)
             if found is None and self._is_stale:
-                self._listing = self._relist()
+                self._relist()
                 found = self._index.find(key)
             return found
 
@@ -124,7 +125,7 @@ class StreamWriter:
         """Those of many keys that are neither stored nor on their way."""
         with self._changed:
             if self._is_stale:
-                self._listing = self._relist()
+                self._relist()
             return [key for key in keys if self._buffer.get(key) is None and self._index.find(key) is None]
 
     def flush(self, timeout_s: float | None = None) -> None:
@@ -383,20 +384,19 @@ class StreamWriter:
 
     # What is there.
 
-    def _relist(self) -> Listing:
-        """The stream as it is now, with its keys known and its names durable.
+    def _relist(self) -> None:
+        """See the stream as it is now, with its keys known and its names durable.
 
         Whoever hands in a key that is there already is told that it is stored, so what is in sight must not vanish.
         """
         listed_at_s = time.monotonic()
-        listing = list_stream(self._store)
+        listing = list_stream(self._store, self._listing.gaps)
         in_sight = {*listing.segments}
         if not in_sight <= self._settled:
             self._store.settle()
         self._settled = in_sight
         self._index.refresh(listing)
-        self._listed_at_s = listed_at_s
-        return listing
+        self._listing, self._listed_at_s = listing, listed_at_s
 
     @property
     def _is_stale(self) -> bool:
@@ -408,7 +408,7 @@ class StreamWriter:
         try:
             # Looked at again now that their locks are ours: no more can come from them.
             with self._changed:
-                self._listing = self._relist()
+                self._relist()
             for orphan in orphans:
                 for record in unsealed_records(orphan, self._listing):
                     self.append(record)

@@ -13,7 +13,7 @@ from cong.config.stream import ReadSettings, WriteSettings
 from cong.errors import StreamError, StreamFenced
 from cong.lab.disk import SimulatedDisk
 from cong.stream import Ack, Lane, StreamReader, StreamWriter, list_stream, retain
-from cong.stream.names import JOURNAL
+from cong.stream.names import JOURNAL, SEGMENTS
 from cong.stream.store import LocalStore
 from tests.stream.streams import SMALL, cached_record, disk_store, folder_store, keys, read_keys, records, write
 
@@ -266,6 +266,26 @@ def test_looking_for_keys_forces_to_disk_only_what_others_have_published_since(d
         write(disk_store(disk), range(5, 7), "other")
         assert num_forced_by_a_look(range(7, 9)) > 0
         assert num_forced_by_a_look(range(7, 9)) == 0
+
+
+class _Counting(LocalStore):
+    """A folder that counts how often its segments are listed."""
+
+    num_listings = 0
+
+    def names(self, folder: str) -> list[str]:
+        self.num_listings += folder == SEGMENTS
+        return super().names(folder)
+
+
+def test_a_segment_that_is_lost_for_good_is_waited_for_once(disk: SimulatedDisk) -> None:
+    write(disk_store(disk), range(15), "other")
+    disk.unlink(next(path for path in disk.paths() if "-00000001-00000001-" in path))
+    store = _Counting("/stream", disk)
+    with StreamWriter(store, SMALL, "w") as writer:
+        store.num_listings = 0
+        assert writer.missing(keys(range(15))) == keys(range(5, 10))
+        assert store.num_listings == 1
 
 
 def test_what_others_store_is_listed_again_only_after_its_time_and_never_taken_twice(disk: SimulatedDisk) -> None:
