@@ -29,7 +29,7 @@ FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 SampleKind = Literal["contrastive", "plain"]
 PenaltyRule = Literal["additive", "multiplicative", "reference"]
 
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
 Identifier = Annotated[str, Field(min_length=1, max_length=256)]
 

@@ -68,6 +68,16 @@ def test_yes_is_no_number(asked: type[BaseModel], content: dict[str, Any]) -> No
         asked.model_validate_json(json.dumps(content))
 
 
+@pytest.mark.parametrize("token_id", [True, 1.0, "1"])
+def test_a_token_id_is_written_as_a_whole_number(token_id: object) -> None:
+    for asked, content in (
+        (SampleCall, {"prompts": [{"token_ids": [token_id]}]}),
+        (CompletionRequest, {"model": "cong", "prompt": [[token_id]]}),
+    ):
+        with pytest.raises(ValidationError, match="Input should be a valid integer"):
+            asked.model_validate(content)
+
+
 def test_every_record_survives_json() -> None:
     pair = PreferenceRecord(
         prompt=Prompt(messages=(Message(role="user", content="\ud7ff <b>"),)),
