@@ -46,8 +46,12 @@ def service_url(url: str | None, environment: Mapping[str, str] = os.environ) ->
     given = (url or environment.get(URL_VARIABLE, "")).strip().rstrip("/")
     if not given:
         raise ConfigError(f"no address of a service is given; give url, or set {URL_VARIABLE}")
-    parts = urlsplit(given)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(given)
+        is_host = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        raise ConfigError(f"{given!r} is no address of a service ({error}); write it as http://host:port") from error
+    if not is_host or parts.query or parts.fragment:
         raise ConfigError(f"{given!r} is no address of a service; write it as http://host:port")
     if parts.username or parts.password:
         raise ConfigError(

@@ -56,7 +56,11 @@ def test_address_and_key_come_from_the_environment(
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://host", "http://", "http://user:pass@host", "http://host/?a=1", "http://host/#x"]
+    "url",
+    [
+        *("localhost:8000", "ftp://host", "http://", "http://user:pass@host", "http://host/?a=1", "http://host/#x"),
+        *("http://host:99999", "http://host:0", "http://host:x", "http://[::1"),
+    ],
 )
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
