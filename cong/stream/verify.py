@@ -16,6 +16,7 @@ from cong.stream.names import IDENTITY, TEMPORARY_PREFIX, JournalName, SegmentNa
 from cong.stream.recovery import DAMAGED_SUFFIX
 from cong.stream.segment import open_segment
 from cong.stream.store import Store
+from cong.wording import with_remedy
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,9 @@ def _check_journal(files: FileSystem, folder: str, listing: Listing, report: Rep
         try:
             content = decode_frames(files.read(path, 0, files.size(path)))
         except FileNotFoundError:
+            continue
+        except OSError as error:
+            report.problems.append(Problem(path, f"cannot be read: {with_remedy(error)}"))
             continue
         lane = listing.lanes.get(journal.lane, LaneListing(journal.lane))
         report.num_journal_records += sum(lane.segment_of(frame.row) is None for frame in content.frames)

@@ -43,6 +43,13 @@ def test_a_sound_stream_is_sound(root: Path, capsys: pytest.CaptureFixture[str])
     assert "0 problems, 4 records in journals only" in told
 
 
+def test_a_journal_that_the_disk_does_not_give_is_one_problem_among_others(root: Path) -> None:
+    journal = min((root / JOURNAL).iterdir())
+    journal.unlink()
+    journal.mkdir()
+    assert report_of(root) == [f"{journal}: cannot be read: Is a directory; check the path"]
+
+
 def test_one_flipped_bit_in_any_region_of_any_file_is_noticed(root: Path) -> None:
     kinds = set()
     for path in files_of(root):
