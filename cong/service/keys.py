@@ -58,10 +58,6 @@ def parse_keys(text: str, origin: str) -> tuple[_Key, ...]:
             # The line is not shown: it may hold a key in clear.
             raise ConfigError(f"{origin}, line {number}: write `name sha256:<64 hex digits>`, as key_line gives it")
         keys.append(_Key(words[0], words[1].encode()))
-    names = [key.name for key in keys]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"{origin} gives {', '.join(twice)} twice; a key has its own name")
     return tuple(keys)
 
 
