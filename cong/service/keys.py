@@ -50,14 +50,13 @@ class _Key:
 def parse_keys(text: str, origin: str) -> tuple[_Key, ...]:
     """The keys of a file's text; `origin` names it in errors."""
     keys = []
-    for number, line in enumerate(re.split(r"[\n,]", text), 1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
-        if len(words) != 2 or _NAME.fullmatch(words[0]) is None or _HASH.fullmatch(words[1]) is None:
-            # The line is not shown: it may hold a key in clear.
-            raise ConfigError(f"{origin}, line {number}: write `name sha256:<64 hex digits>`, as key_line gives it")
-        keys.append(_Key(words[0], words[1].encode()))
+    for number, line in enumerate(text.splitlines(), 1):
+        entries = () if line.lstrip().startswith("#") else line.split(",")
+        for words in filter(None, map(str.split, entries)):
+            if len(words) != 2 or _NAME.fullmatch(words[0]) is None or _HASH.fullmatch(words[1]) is None:
+                # The line is not shown: it may hold a key in clear.
+                raise ConfigError(f"{origin}, line {number}: write `name sha256:<64 hex digits>`, as key_line gives it")
+            keys.append(_Key(words[0], words[1].encode()))
     return tuple(keys)
 
 

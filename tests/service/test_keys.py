@@ -15,7 +15,7 @@ def test_a_new_key_is_long_and_is_kept_as_a_hash_only(tmp_path: Path) -> None:
     assert all(key.startswith(KEY_PREFIX) and len(key) >= len(KEY_PREFIX) + 43 for key in keys)
     key = keys.pop()
     file = tmp_path / "keys"
-    file.write_text(f"# who may ask\n\n{key_line('me', key)}\n{key_line('you', keys.pop())}\n")
+    file.write_text(f"# who may ask, and since when\n\n{key_line('me', key)}\n{key_line('you', keys.pop())}\n")
     assert key not in file.read_text()
     ring = KeyRing(str(file))
     assert not ring.is_open
