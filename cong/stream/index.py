@@ -18,8 +18,8 @@ import numpy.typing as npt
 from cong.errors import StreamCorrupt, StreamError
 from cong.stream.filesystem import LocalFileSystem
 from cong.stream.keys import KEY_BYTES, KeyDigests, key_digest
-from cong.stream.listing import Listing, Span
-from cong.stream.names import Lane, SegmentName
+from cong.stream.listing import LaneListing, Listing, Span, list_stream
+from cong.stream.names import Lane
 from cong.stream.segment import open_segment
 from cong.stream.store import LocalStore, Store
 
@@ -106,12 +106,7 @@ class KeyIndex:
     def refresh(self, listing: Listing) -> None:
         """Take in the keys of segments that are new in the listing."""
         self._listing = listing
-        fresh = []
-        for lane in listing.lanes.values():
-            for segment in lane.segments:
-                if segment.stop_row > self._covered.get(segment.lane, 0):
-                    fresh += self._keys_of(segment)
-        self._add(fresh)
+        self._add([run for lane in listing.lanes.values() for run in self._keys_of(lane)])
 
     def add(self, lane: Lane, first_row: int, digests: KeyDigests) -> None:
         """Take in rows that were just published, without reading them back."""
@@ -163,17 +158,27 @@ class KeyIndex:
         high, low = _split(digests)
         return _sorted_run(high, low, rows | np.uint64(self._numbers[lane] << _ROW_BITS))
 
-    def _keys_of(self, segment: SegmentName) -> list[_Run]:
-        covered = self._covered.get(segment.lane, 0)
-        first = max(covered, segment.first_row)
-        try:
-            digests = open_segment(self._store, segment).key_digests
-        except (StreamCorrupt, FileNotFoundError) as error:
-            log.warning("keys of %s are not known: %s", segment.path, error)
-            self.unreadable.append(Span(segment.lane, first, segment.stop_row))
-            self._covered[segment.lane] = segment.stop_row
-            return []
-        return [self._run(segment.lane, first, digests[first - segment.first_row :])]
+    def _keys_of(self, lane: LaneListing) -> list[_Run]:
+        """Those of a lane's rows that are new."""
+        runs: list[_Run] = []
+        for segment in lane.segments:
+            first = max(self._covered.get(lane.lane, 0), segment.first_row)
+            if first >= segment.stop_row:
+                continue
+            try:
+                digests = open_segment(self._store, segment).key_digests
+            except (StreamCorrupt, FileNotFoundError) as error:
+                if isinstance(error, FileNotFoundError):
+                    now = list_stream(self._store).lanes.get(lane.lane, LaneListing(lane.lane))
+                    if segment not in now.segments:
+                        # Compaction has put its rows into another segment since the lane was listed.
+                        return [*runs, *self._keys_of(now)]
+                log.warning("keys of %s are not known: %s", segment.path, error)
+                self.unreadable.append(Span(lane.lane, first, segment.stop_row))
+                self._covered[lane.lane] = segment.stop_row
+                continue
+            runs.append(self._run(lane.lane, first, digests[first - segment.first_row :]))
+        return runs
 
     def _add(self, fresh: list[_Run]) -> None:
         if not fresh:

@@ -47,6 +47,16 @@ def test_every_key_is_found_where_it_lies_and_no_other(disk: SimulatedDisk) -> N
     assert places(index) == EXPECTED
 
 
+def test_keys_whose_segments_are_compacted_away_before_they_are_read_are_known(disk: SimulatedDisk) -> None:
+    store = disk_store(disk)
+    listing = list_stream(store)
+    compact(store, SMALL.model_copy(update={"rows_per_segment": 10}))
+    index = KeyIndex(store, require_identity(store), None)
+    index.refresh(listing)
+    assert places(index) == EXPECTED
+    assert not index.unreadable
+
+
 def test_keeping_up_in_small_steps_gives_the_same_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(index_module, "_MIN_SAVED_SEGMENTS", 2)
     disk = SimulatedDisk()
