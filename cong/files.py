@@ -1,6 +1,7 @@
 """Files that must survive a crash: whole or not there, forced to disk, and recognised by their digest."""
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _BLOCK_BYTES = 8 << 20
 
@@ -81,6 +82,19 @@ def make_folder(folder: Path) -> None:
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
             sync_folder(path.parent)
+
+
+def open_alone(path: Path) -> BinaryIO:
+    """A file to read and to append to, for one process at a time: BlockingIOError while another one has it."""
+    make_folder(path.parent)
+    with naming(path):
+        file = path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise
+    return file
 
 
 def write_inside(path: Path, content: bytes) -> None:

@@ -1,13 +1,12 @@
 """A file of samples as JSON lines: what it holds already, and how more of them get into it."""
 
-import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cong.errors import ConfigError
-from cong.files import make_folder, naming
+from cong.files import naming, open_alone
 from cong.schemas import SampleRecord
 
 _BEGINNING = b'{"schema_version":'
@@ -22,11 +21,13 @@ class SamplesFile:
         self.keys: set[str] = set()
         if path.exists() and not path.is_file():
             raise ConfigError(f"{path} is no regular file, in which samples could be found again; give another --out")
-        make_folder(path.parent)
-        with naming(path):
-            self._file = path.open("a", encoding="utf-8")
         try:
-            self._lock()
+            self._file = open_alone(path)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process writes to {self.name}; wait for its end, or give another --out"
+            ) from error
+        try:
             good_bytes = 0
             for row, num_bytes in self._lines():
                 self.keys.add(str(row["key"]))
@@ -35,14 +36,6 @@ class SamplesFile:
         except BaseException:
             self._file.close()
             raise
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another process writes to {self.name}; wait for its end, or give another --out"
-            ) from error
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The samples that were there at the start, as JSON."""
@@ -55,7 +48,7 @@ class SamplesFile:
     def write(self, record: SampleRecord) -> None:
         """Add a sample; no crash of this process takes it away again."""
         with naming(self._path):
-            self._file.write(record.model_dump_json() + "\n")
+            self._file.write(record.model_dump_json().encode() + b"\n")
             self._file.flush()
         self.keys.add(record.key)
 

@@ -3,7 +3,6 @@
 Only a shortcut: the service knows better. A line that is lost costs a question, which is answered as a duplicate.
 """
 
-import fcntl
 import logging
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from cong.errors import ConfigError
-from cong.files import make_folder, naming
+from cong.files import open_alone
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +22,9 @@ class Ledger:
     """The units that are done. One process at a time."""
 
     def __init__(self, path: Path) -> None:
-        make_folder(path.parent)
-        with naming(path):
-            self._file = path.open("a+b")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
+            self._file = open_alone(path)
+        except BlockingIOError as error:
             raise ConfigError(
                 f"{path} is in use by another run; wait for its end, or give another output_dir"
             ) from error

@@ -3,7 +3,6 @@
 JSON lines are whole up to the last line, which a kill may tear; it is cut off when the file is opened again.
 """
 
-import fcntl
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cong.config.stream import StreamConfig
 from cong.errors import EvaluationError
-from cong.files import make_folder, naming
+from cong.files import open_alone
 from cong.schemas import Record, SampleRecord
 from cong.stream import StreamReader, StreamWriter, open_store
 
@@ -33,13 +32,9 @@ class KeyedLines(Generic[Stored]):
     def __init__(self, path: Path, kind: type[Stored]) -> None:
         self.path = path
         self._kind: TypeAdapter[Stored] = TypeAdapter(kind)
-        make_folder(path.parent)
-        with naming(path):
-            self._file = path.open("a+b")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
+            self._file = open_alone(path)
+        except BlockingIOError as error:
             raise EvaluationError(f"{path} is being written by another evaluation; wait for it to end") from error
         try:
             self._records: dict[str, Stored] = self._read()
