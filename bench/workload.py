@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import statistics
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -84,13 +85,9 @@ def summary(values: list[float]) -> dict[str, float]:
 
 def conditions() -> dict[str, Any]:
     """What a figure depends on besides the code."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": model,
+        "cpu": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_before": os.getloadavg()[0],
@@ -99,6 +96,14 @@ def conditions() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _processor() -> str:
+    """Its name, and what tells generations of one name apart."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    facts = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if ":" in line)
+    known = [f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts]
+    return ", ".join([facts.get("model name", platform.processor()), *known])
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
