@@ -52,8 +52,6 @@ class RunFolder:
         if self._is_first:
             make_folder(self.root)
             self._lock = _lock(self.root)
-            write_file(self.root / "config.yaml", dump_config(self._config).encode())
-            write_file(self.root / "environment.json", json_bytes(environment()))
         return self
 
     def __exit__(
@@ -68,8 +66,10 @@ class RunFolder:
         return self._summary.read_text(encoding="utf-8") if self.model.is_dir() and self._summary.is_file() else ""
 
     def begin(self) -> None:
-        """From here on there is no end of the run to speak of."""
+        """From here on the folder is that of this configuration, and there is no end of the run to speak of."""
         if self._is_first:
+            write_file(self.root / "config.yaml", dump_config(self._config).encode())
+            write_file(self.root / "environment.json", json_bytes(environment()))
             self._summary.unlink(missing_ok=True)
 
     def new_ledger(self) -> Ledger:

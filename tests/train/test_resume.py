@@ -309,8 +309,10 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("change", "message"), CHANGES)
 def test_a_changed_recipe_is_refused_by_name(root: Path, change: dict[str, Any], message: str) -> None:
     stop_after_checkpoints(run_config(root, {"num_epochs": 2}), 1)
+    asked = (root / "run" / "config.yaml").read_text()
     with pytest.raises(CheckpointError, match=message):
         train(run_config(root, {"num_epochs": 2, **change}), is_quiet=True)
+    assert (root / "run" / "config.yaml").read_text() == asked, "the folder tells of the run that is in it"
 
 
 def test_another_network_or_filter_is_refused_by_name(root: Path) -> None:
