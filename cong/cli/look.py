@@ -48,6 +48,13 @@ def _look(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; write it as 0,0.4,0.8") from error
+
+
 def _prompts(arguments: argparse.Namespace) -> "Sequence[Prompt]":
     from cong.prompts import open_prompts
     from cong.schemas import Message, Prompt
@@ -78,12 +85,11 @@ def add_look_command(commands: "Commands") -> None:
     parser.add_argument("--num-prompts", type=int, default=3, metavar="N", help="the first N of the file (3)")
     parser.add_argument(
         "--alpha",
-        type=float,
-        nargs="+",
+        type=_numbers,
         action="extend",
         default=[],
-        metavar="A",
-        help="contrasts to try; 1 = aligned alone, smaller = stronger (that of sampling)",
+        metavar="A,B",
+        help="contrasts to try, as 0,0.4,0.8: 1 = aligned alone, smaller = stronger (that of sampling)",
     )
     parser.add_argument("--steps", action="store_true", help="a table of every contrastive answer, token by token")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with all of it")

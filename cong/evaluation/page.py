@@ -207,5 +207,5 @@ def _response(label: str, answer: Answer, first: Judged, coloured: Judged | None
     if coloured is not None:
         readings = coloured.measurements[answer.key].tokens
         if readings:
-            tokens = [Token(one.text, (one.aligned, one.base), one.aligned - one.base) for one in readings]
+            tokens = [Token.of_pair(one.text, one.aligned, one.base) for one in readings]
     return Response(label, tokens, first.reward(answer))

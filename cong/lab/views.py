@@ -28,7 +28,7 @@ def response(label: str, answer: Answer, aligned: nn.Module, base: nn.Module) ->
     """An answer whose tokens carry the weak pair's log-probabilities, whoever gave it."""
     scores = reference_score([aligned, base], prompt_ids(answer.prompt), answer.sample.token_ids)
     tokens = [
-        Token(END_MARK if token_id == EOS_ID else VOCAB[token_id], (p_aligned, p_base), p_aligned - p_base)
+        Token.of_pair(END_MARK if token_id == EOS_ID else VOCAB[token_id], p_aligned, p_base)
         for token_id, p_aligned, p_base in zip(answer.sample.token_ids, *scores, strict=True)
     ]
     return Response(label, tokens, answer.reward)

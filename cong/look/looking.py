@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cong.config import RunConfig
 from cong.config.loading import check
@@ -10,11 +10,12 @@ from cong.config.models import ModelsConfig, NetworkConfig
 from cong.engine import open_engine
 from cong.errors import ConfigError
 from cong.look.steps import Step, read_steps
-from cong.models import detokenize, load_networks, roles_of
-from cong.schemas import Prompt, SampleRecord, SampleRequest, SamplingParameters
+from cong.models import NetworkSet, load_networks, roles_of, token_texts
+from cong.schemas import Prompt, Role, SampleRecord, SampleRequest, SamplingParameters
 from cong.telemetry import progress, track
 
-_PAIR = ("aligned", "base")
+PAIR: tuple[Role, ...] = ("aligned", "base")
+"""In the order of their weights, and of everything that is shown."""
 _NUM_FAVOURITES = 4
 
 
@@ -40,27 +41,8 @@ class Look:
 def look(config: RunConfig, prompts: Sequence[Prompt], alphas: Sequence[float] = (), *, has_steps: bool) -> list[Look]:
     """Answer each prompt once in every way; without alphas, the contrast is that of `sampling`."""
     pair = _pair_of(config.models)
-    ways = decodings(config.sampling, alphas)
-    drawn = _draw(config.model_copy(update={"models": pair}), prompts, ways)
-    networks = load_networks(pair)
-    looks = []
-    for prompt, answers in track(list(zip(prompts, drawn, strict=True)), "reading tokens", unit="prompts"):
-        read = [
-            Answer(
-                label,
-                record,
-                tuple(
-                    detokenize(networks.tokenizer, [token_id], with_special_tokens=True)
-                    for token_id in record.completion_token_ids
-                ),
-                tuple(read_steps(networks, record, _NUM_FAVOURITES))
-                if has_steps and record.kind == "contrastive"
-                else (),
-            )
-            for label, record in answers.items()
-        ]
-        looks.append(Look(prompt, tuple(read)))
-    return looks
+    looks = _draw(config.model_copy(update={"models": pair}), prompts, decodings(config.sampling, alphas))
+    return _with_steps(looks, load_networks(pair)) if has_steps else looks
 
 
 def decodings(sampling: SamplingParameters, alphas: Sequence[float]) -> dict[str, SamplingParameters]:
@@ -80,15 +62,12 @@ def decodings(sampling: SamplingParameters, alphas: Sequence[float]) -> dict[str
 
 def _pair_of(models: ModelsConfig) -> ModelsConfig:
     pair = models.model_copy(update={"strong": NetworkConfig()})
-    if roles_of(pair) != _PAIR:
+    if roles_of(pair) != PAIR:
         raise ConfigError("a look needs a pair; set models.aligned.source and models.base.source")
     return pair
 
 
-def _draw(
-    config: RunConfig, prompts: Sequence[Prompt], ways: Mapping[str, SamplingParameters]
-) -> list[dict[str, SampleRecord]]:
-    """Each prompt's answers by their names."""
+def _draw(config: RunConfig, prompts: Sequence[Prompt], ways: Mapping[str, SamplingParameters]) -> list[Look]:
     with closing(open_engine(config.models, config.engine, writer="cong-look")) as engine:
         keys: list[dict[str, str]] = []
         requests: dict[str, SampleRequest] = {}
@@ -96,9 +75,23 @@ def _draw(
             asked = {way: SampleRequest(prompt=prompt, parameters=parameters) for way, parameters in ways.items()}
             keys.append({way: engine.keys(request)[0] for way, request in asked.items()})
             requests |= {keys[-1][way]: request for way, request in asked.items()}
-        records: dict[str, SampleRecord] = {}
+        drawn: dict[str, tuple[SampleRecord, tuple[str, ...]]] = {}
         with progress("sampling", len(requests), unit="answers") as bar:
             for record in engine.generate(requests.values()):
-                records[record.key] = record
+                texts = token_texts(engine.networks.tokenizer, record.completion_token_ids)
+                drawn[record.key] = record, tuple(texts)
                 bar.advance(tokens=engine.stats().num_drawn_tokens)
-    return [{way: records[key] for way, key in of_prompt.items()} for of_prompt in keys]
+    return [
+        Look(prompt, tuple(Answer(way, *drawn[key]) for way, key in of_prompt.items()))
+        for prompt, of_prompt in zip(prompts, keys, strict=True)
+    ]
+
+
+def _with_steps(looks: Sequence[Look], networks: NetworkSet) -> list[Look]:
+    def read(answer: Answer) -> Answer:
+        if answer.record.kind != "contrastive":
+            return answer
+        return replace(answer, steps=tuple(read_steps(networks, answer.record, _NUM_FAVOURITES)))
+
+    shown = track(looks, "reading tokens", unit="prompts")
+    return [replace(each, answers=tuple(read(answer) for answer in each.answers)) for each in shown]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cong.decoding import distribution, stack_rules
-from cong.models import NetworkSet, detokenize
+from cong.models import NetworkSet, token_texts
 from cong.schemas import SampleRecord
 
 _TOKENS_AT_ONCE = 64
@@ -66,9 +66,9 @@ def _read_part(
     num_tokens, vocab_size = logits[0].shape
     device = logits[0].device
     rules = stack_rules([record.parameters] * num_tokens, vocab_size, device)
-    is_seen_NV, banned_NV = (
-        _mask(ids_of_row, vocab_size, device) for ids_of_row in (_seen(record, part), _banned(networks, record, part))
-    )
+    # Where nothing is penalised, nobody asks what has been seen.
+    is_seen_NV = None if rules.penalty_B is None else _mask(_seen(record, part), vocab_size, device)
+    banned_NV = _mask(_banned(networks, record, part), vocab_size, device)
     mixture, logq_NV = distribution(logits, rules, is_seen_NV, banned_NV)
     width = min(num_favourites, vocab_size)
     drawn_N1 = torch.tensor(record.completion_token_ids[part], device=device)[:, None]
@@ -78,9 +78,10 @@ def _read_part(
     turned_N = (logq_NV.argmax(-1) != mixture.logprobs_KBV[0].argmax(-1)).tolist()
     head_sizes_N = mixture.head_sizes_B.tolist()
     for row, token_ids in enumerate(shown_NH.tolist()):
+        texts = token_texts(networks.tokenizer, token_ids)
         drawn, *favourites = (
-            Choice(detokenize(networks.tokenizer, [token_id], with_special_tokens=True), tuple(logprobs), mixed)
-            for token_id, logprobs, mixed in zip(token_ids, plain_NHK[row], mixed_NH[row], strict=True)
+            Choice(text, tuple(logprobs), mixed)
+            for text, logprobs, mixed in zip(texts, plain_NHK[row], mixed_NH[row], strict=True)
         )
         possible = tuple(choice for choice in favourites if choice.mixed > -torch.inf)
         yield Step(drawn, possible, head_sizes_N[row], turned_N[row])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from textwrap import shorten
 
 from cong.config import RunConfig, dump_config
-from cong.look.looking import Answer, Look
+from cong.look.looking import PAIR, Answer, Look
 from cong.look.steps import Choice, Step
 from cong.report import (
     Block,
@@ -20,13 +20,11 @@ from cong.report import (
     Token,
     visible,
 )
-from cong.schemas import Role
 
 STEPS_LEGEND = (
     "Probabilities of each token that was drawn, under both networks and under the contrast as it was drawn from. "
     "Emphasised: the contrast's favourite is another than the aligned model's."
 )
-_NETWORKS: tuple[Role, ...] = ("aligned", "base")
 _TITLE_CHARS = 60
 _LEAST_SHOWN = 0.0005
 """Favourites less likely are left out; in percent they would be 0.0."""
@@ -35,7 +33,7 @@ _LEAST_SHOWN = 0.0005
 def samples_of(looks: Sequence[Look], full_colour_nats: float = 3.0) -> Samples:
     """All answers, coloured by what the aligned model finds likelier than the base."""
     comparisons = [Comparison(each.prompt.shown, [_response(answer) for answer in each.answers]) for each in looks]
-    return Samples(comparisons, _NETWORKS, full_colour_nats)
+    return Samples(comparisons, PAIR, full_colour_nats)
 
 
 def steps_table(prompt: str, answer: Answer) -> Table:
@@ -44,7 +42,7 @@ def steps_table(prompt: str, answer: Answer) -> Table:
         f"{answer.label}: {shorten(prompt, _TITLE_CHARS, placeholder=' …')}",
         [
             Column("token", "left"),
-            *[Column(name, format=".1%") for name in (*_NETWORKS, "contrast")],
+            *[Column(name, format=".1%") for name in (*PAIR, "contrast")],
             Column("head set"),
             Column("favourites of the contrast", "left"),
         ],
@@ -85,10 +83,10 @@ def look_page(looks: Sequence[Look], config: RunConfig) -> Page:
 
 
 def _response(answer: Answer) -> Response:
-    aligned, base = (answer.record.logprobs[role] for role in _NETWORKS)
+    aligned, base = (answer.record.logprobs[role] for role in PAIR)
     return Response(
         answer.label,
-        [Token(text, (one, other), one - other) for text, one, other in zip(answer.texts, aligned, base, strict=True)],
+        [Token.of_pair(*each) for each in zip(answer.texts, aligned, base, strict=True)],
     )
 
 

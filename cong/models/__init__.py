@@ -20,7 +20,14 @@ from cong.models.network import (
 from cong.models.network_set import NetworkSet, join_networks
 from cong.models.pretrained import DTYPES
 from cong.models.reward_model import RewardModel, check_reward_model, fingerprint_reward_model, load_reward_model
-from cong.models.tokenizer import Tokenizer, detokenize, encode_completion, encode_prompt, load_tokenizer
+from cong.models.tokenizer import (
+    Tokenizer,
+    detokenize,
+    encode_completion,
+    encode_prompt,
+    load_tokenizer,
+    token_texts,
+)
 from cong.models.weights import MemoryEstimate, available_memory, estimate_memory, read_tensors
 
 __all__ = [
@@ -60,6 +67,7 @@ __all__ = [
     "render_text",
     "roles_of",
     "save_network",
+    "token_texts",
     "use_attention",
     "weight_files",
 ]

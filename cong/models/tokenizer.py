@@ -151,6 +151,11 @@ def detokenize(tokenizer: Tokenizer, token_ids: Sequence[int], *, with_special_t
     return str(text)
 
 
+def token_texts(tokenizer: Tokenizer, token_ids: Iterable[int]) -> list[str]:
+    """Each token by itself, special ones included."""
+    return [detokenize(tokenizer, [token_id], with_special_tokens=True) for token_id in token_ids]
+
+
 def end_ids(*values: Any) -> frozenset[int]:
     """End-of-sequence ids from fields that hold one id, several, or none."""
     ids: set[int] = set()

@@ -9,7 +9,7 @@ from typing import Any
 
 from cong.config import dump_config
 from cong.evaluation import EvaluationResult, SweepPoint
-from cong.models import detokenize, load_tokenizer
+from cong.models import load_tokenizer, token_texts
 from cong.pipeline.attempt import FAILURES, read_lines
 from cong.pipeline.board import Board, Standing
 from cong.pipeline.costs import Cost, cost_of
@@ -138,10 +138,10 @@ def _first_samples(standing: Standing, board: Board) -> Iterator[tuple[str, tupl
     tokenizer = load_tokenizer(network.source, revision=network.revision)
     records = StreamReader(open_store(str(_folder(standing) / STREAM))).records()
     for record in itertools.islice(records, _MAX_SHOWN):
-        texts = (detokenize(tokenizer, [one], with_special_tokens=True) for one in record.completion_token_ids)
+        texts = token_texts(tokenizer, record.completion_token_ids)
         pair = [record.logprobs[role] for role in ("aligned", "base") if role in record.logprobs]
         if len(pair) == 2:
-            tokens = [Token(text, (one, other), one - other) for text, one, other in zip(texts, *pair, strict=True)]
+            tokens = [Token.of_pair(*each) for each in zip(texts, *pair, strict=True)]
         else:
             tokens = [Token(text) for text in texts]
         response = Response(standing.stage.name, tokens, record.implicit_reward_mean)

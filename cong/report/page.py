@@ -43,6 +43,11 @@ class Token:
     # Log-ratio that gives the colour, in nats.
     ratio: float | None = None
 
+    @classmethod
+    def of_pair(cls, text: str, one: float, other: float) -> "Token":
+        """With its log-probabilities under two networks, coloured by who finds it likelier."""
+        return cls(text, (one, other), one - other)
+
 
 @dataclass(frozen=True)
 class Response:

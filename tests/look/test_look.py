@@ -131,7 +131,7 @@ def test_the_command_shows_tokens_and_leaves_a_page(tmp_path: Path, capsys: pyte
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
     page = tmp_path / "look.html"
-    arguments = ["--prompts", str(prompts), "--num-prompts", "2", "--alpha", "0.2", "0.6"]
+    arguments = ["--prompts", str(prompts), "--num-prompts", "2", "--alpha", "0.2,0.6"]
     assert command(*arguments, "--steps", "--html", str(page)) == 0
     shown = capsys.readouterr().out
     for expected in ("Saxc=", "base", "aligned", "alpha=0.2", "alpha=0.6", "head set", "favourites of the contrast"):
@@ -147,7 +147,7 @@ def test_the_command_shows_tokens_and_leaves_a_page(tmp_path: Path, capsys: pyte
         (["a", "--prompts", "b.txt"], "give prompts as arguments, or a file"),
         (["--prompts", "b.txt", "--chat"], "--chat is for prompts that are arguments"),
         (["--prompts", "b.txt", "--num-prompts", "0"], "--num-prompts is 0; give at least 1"),
-        (["Saxc=", "--alpha", "-1"], "alpha is -1.0; it must be a number from 0 to 100"),
+        (["Saxc=", "--alpha=-1"], "alpha is -1.0; it must be a number from 0 to 100"),
         (["Saxc=", "--alpha", "nan"], "alpha is nan; it must be a number from 0 to 100"),
         (["Saxc=", "--set", "models.aligned.source=''"], "a look needs a pair"),
         (["Saxc=", "--chat"], "chat template"),
@@ -160,3 +160,22 @@ def test_mistakes_are_told_in_one_line(arguments: list[str], message: str, capsy
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+def test_alphas_that_are_no_numbers_are_told_how_to_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command("Saxc=", "--alpha", "0.2;0.4")
+    assert ended.value.code == 2
+    assert "'0.2;0.4' is no list of numbers; write it as 0,0.4,0.8" in capsys.readouterr().err
+
+
+def test_a_look_without_steps_loads_the_networks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(models: ModelsConfig) -> NetworkSet:
+        raise AssertionError(f"{models} are loaded again")
+
+    monkeypatch.setattr("cong.look.looking.load_networks", refused)
+    config = RunConfig(models=PAIR, sampling=SamplingParameters(max_tokens=4))
+    (only,) = look(config, [Prompt(text="Saxc=")], has_steps=False)
+    assert [len(answer.texts) for answer in only.answers] == [
+        len(answer.record.completion_token_ids) for answer in only.answers
+    ]

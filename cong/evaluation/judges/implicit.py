@@ -14,12 +14,12 @@ from cong.evaluation.answers import Answer
 from cong.evaluation.judging import Measurement, Reading, TokenReading
 from cong.models import (
     NetworkSet,
-    detokenize,
     encode_completion,
     fingerprint_adapter,
     fingerprint_tokenizer,
     fingerprint_weights,
     open_artefact,
+    token_texts,
 )
 from cong.schemas import Score, content_key
 
@@ -53,10 +53,7 @@ class ImplicitReward:
                 aligned, base = score.logprobs["aligned"], score.logprobs["base"]
                 tokens: tuple[TokenReading, ...] = ()
                 if answer.prompt.prompt_id in self._shown_prompts:
-                    texts = [
-                        detokenize(engine.networks.tokenizer, [token_id], with_special_tokens=True)
-                        for token_id in score.completion_token_ids
-                    ]
+                    texts = token_texts(engine.networks.tokenizer, score.completion_token_ids)
                     tokens = tuple(TokenReading(*each) for each in zip(texts, aligned, base, strict=True))
                 yield Reading(answer, math.fsum(aligned) - math.fsum(base), len(aligned), tokens=tokens)
 
