@@ -110,8 +110,11 @@ def write_file(path: Path, content: bytes) -> None:
 
     A reader sees the former file or the new one, never a part.
     """
+    if path.is_dir():
+        # What a rename says of `.` or of a root names no folder.
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     with naming(path):
         try:
             write_inside(temporary, content)

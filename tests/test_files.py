@@ -50,3 +50,15 @@ def test_samples_go_only_where_they_can_be_found_again(tmp_path: Path, place: st
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match="no regular file"):
         SamplesFile(tmp_path / place)
+
+
+@pytest.mark.parametrize("place", ["folder", ".", "/"])
+def test_a_file_in_the_place_of_a_folder_is_told_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as told:
+        write_file(Path(place), b"text")
+    assert told.value.filename == place
+    assert [each.name for each in tmp_path.iterdir()] == ["folder"]

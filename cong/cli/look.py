@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cong.cli.config import add_config_options, print_config, resolve_config
 from cong.errors import ConfigError, MissingExtra
+from cong.files import make_folder
 
 if TYPE_CHECKING:
     from cong.schemas import Prompt
@@ -20,8 +21,11 @@ def _look(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return print_config(config)
     prompts = _prompts(arguments)
-    if arguments.html is not None and importlib.util.find_spec("jinja2") is None:
-        raise MissingExtra("report", "jinja2")
+    if arguments.html is not None:
+        # Now, and not when all has been drawn.
+        if importlib.util.find_spec("jinja2") is None:
+            raise MissingExtra("report", "jinja2")
+        make_folder(arguments.html.parent)
     import torch
     from rich.console import Console
 

@@ -27,7 +27,7 @@ class Answer:
     record: SampleRecord
     texts: tuple[str, ...]
     steps: tuple[Step, ...] = ()
-    """What could have been drawn; of contrastive answers only, and where it was asked for."""
+    """What could have been drawn; of the contrasts' answers only, and where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _draw(config: RunConfig, prompts: Sequence[Prompt], ways: Mapping[str, Sampl
 
 def _with_steps(looks: Sequence[Look], networks: NetworkSet) -> list[Look]:
     def read(answer: Answer) -> Answer:
-        if answer.record.kind != "contrastive":
+        if answer.label in PAIR:
             return answer
         return replace(answer, steps=tuple(read_steps(networks, answer.record, _NUM_FAVOURITES)))
 
