@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -189,7 +190,6 @@ def test_an_exported_stream_is_read_back_as_the_same_pairs(tmp_path: Path, token
 
 
 def test_parquet_and_saved_datasets_hold_the_same_preferences(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    datasets = pytest.importorskip("datasets")
     rows = [{"prompt": "Ma>", "chosen": "abc", "rejected": "b" * number} for number in range(1, 5)]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
