@@ -103,6 +103,27 @@ def test_a_row_does_not_depend_on_the_chunk_it_is_computed_in() -> None:
             assert torch.equal(alone[:, 0], whole[:, position])
 
 
+def test_a_row_does_not_depend_on_how_many_heads_a_thread_takes_at_once() -> None:
+    """A crowd's threads take all heads of a row, a row by itself is shared out, and long rows have no room for all."""
+    generator = torch.Generator().manual_seed(5)
+    size, num_heads, num_long = 16, 7, 1200
+    lengths = [16 * num_long, *[20] * 15]
+    tables = [list(range(num_long)), *[[row, num_long + row] for row in range(15)]]
+    keys, values = torch.randn(2, num_long + 16, num_heads, size, 4, generator=generator)
+    pool, places = LayerPool(keys, values), places_of(tables)
+    query, key, value = torch.randn(3, 1, num_heads, 16, 4, generator=generator)
+    load_kernel()
+    crowd = lay_out_for_kernel(places, [length - 1 for length in lengths], [1] * 16)
+    together = crowd.attend(query, key, value, pool, Options(0.5, None, None))
+    theirs = lay_out_sweep(places, lengths, size, CPU).attend(query, key, value, pool, Options(0.5, None, None))
+    torch.testing.assert_close(together, theirs, rtol=1e-5, atol=1e-5)
+    for row, length in enumerate(lengths):
+        one = slice(row, row + 1)
+        layout = lay_out_for_kernel(places[one], [length - 1], [1])
+        alone = layout.attend(query[:, :, one], key[:, :, one], value[:, :, one], pool, Options(0.5, None, None))
+        assert torch.equal(alone[:, 0], together[:, row])
+
+
 def test_without_a_compiler_torch_does_it_and_says_so(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -33,21 +33,33 @@ struct Rows {
   const int32_t* blocks(int64_t row) const { return table + sequence[row] * table_width; }
 };
 
-// Rows that attend together: one, or neighbours in one sequence, which share what they read.
+// What one task attends with: a row, or neighbours in one sequence, which share what they read, and some of the heads of
+// all networks, which lie side by side in every block.
 struct Tile {
-  int64_t first, count;
+  int64_t first, count, first_head, num_heads;
 };
 
-inline std::vector<Tile> tiles_of(const Rows& rows, int64_t group) {
-  const int64_t most = std::max<int64_t>(1, 16 / group);
-  std::vector<Tile> tiles;
+// As many heads at once as leave enough tiles for all threads, and as keep a tile's scores in the cache.
+inline std::vector<Tile> tiles_of(const Rows& rows, int64_t group, int64_t num_heads, int64_t num_threads) {
+  constexpr int64_t kTilesPerThread = 4, kScores = 1 << 16;
+  const int64_t most_rows = std::max<int64_t>(1, 16 / group);
+  std::vector<Tile> stretches;
   for (int64_t row = 0; row < rows.count; ++row) {
     const bool follows = row > 0 && rows.sequence[row] == rows.sequence[row - 1] &&
-                         rows.position[row] == rows.position[row - 1] + 1 && tiles.back().count < most;
+                         rows.position[row] == rows.position[row - 1] + 1 && stretches.back().count < most_rows;
     if (follows)
-      ++tiles.back().count;
+      ++stretches.back().count;
     else
-      tiles.push_back({row, 1});
+      stretches.push_back({row, 1, 0, num_heads});
+  }
+  const int64_t wanted = kTilesPerThread * num_threads;
+  const int64_t most_heads = (num_heads * static_cast<int64_t>(stretches.size()) + wanted - 1) / wanted;
+  std::vector<Tile> tiles;
+  for (const Tile& all : stretches) {
+    const int64_t scores = all.count * group * (rows.position[all.first] + all.count);
+    const int64_t at_once = std::clamp<int64_t>(kScores / scores, 1, std::min(most_heads, num_heads));
+    for (int64_t head = 0; head < num_heads; head += at_once)
+      tiles.push_back({all.first, all.count, head, std::min(at_once, num_heads - head)});
   }
   return tiles;
 }
@@ -69,11 +81,11 @@ struct Pool {
   }
 };
 
-// Tells the processor that so many numbers are read soon.
+// Tells the processor that so many numbers are read soon, though not before much else.
 template <typename T>
 inline void fetch(const T* from, int64_t count) {
   for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(T)); byte += 64)
-    __builtin_prefetch(reinterpret_cast<const char*>(from) + byte);
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + byte, 0, 2);
 }
 
 // A tensor [S, heads, N, width] whose last dimension is contiguous.
@@ -115,6 +127,13 @@ inline void add_values(float* mixed, const float* shares, const T* values, const
   for (int v = 0; v < V; ++v) store(mixed + v * kLanes, sums[v]);
 }
 
+// Some positions of one block and head: the first and the one behind the last, where they lie, and what is read next.
+template <typename T>
+struct Part {
+  int64_t first, end;
+  const T *here, *next;
+};
+
 template <typename T, typename Query, typename Out>
 struct Attention {
   Rows rows;
@@ -128,63 +147,82 @@ struct Attention {
 
   int64_t group() const { return num_queries / own_heads; }
 
-  // Once per (tile, head of any network); every row's keys and values are in their blocks by then.
-  void attend(const Tile& tile, int64_t head) const {
+  // Once per tile; every row's keys and values are in their blocks by then.
+  void attend(const Tile& tile) const {
     static thread_local std::vector<float> wide, scores, mixed;
-    const int64_t network = head / own_heads, first_query = head % own_heads * group(), width = keys.width;
-    const int64_t count = tile.count * group(), value_width = values.width, size = keys.size;
+    const int64_t width = keys.width, value_width = values.width, count = tile.count * group();
     const int64_t first_position = rows.position[tile.first], end = first_position + tile.count;
     const int64_t start = begin(first_position), length = end - start;
-    const int32_t* blocks = rows.blocks(tile.first);
+    const int64_t in_all = tile.num_heads * count;
 
-    wide.resize(count * width);
-    for (int64_t q = 0; q < count; ++q) {
-      const Query* from = query.at(network, first_query + q % group(), tile.first + q / group());
+    wide.resize(in_all * width);
+    for (int64_t q = 0; q < in_all; ++q) {
+      const Query* from = head_of(query, tile, q);
       for (int64_t d = 0; d < width; ++d) wide[q * width + d] = widen(from[d]) * scaling;
     }
-    if (static_cast<int64_t>(scores.size()) < count * length) scores.resize(count * length);
-    for (int64_t position = start; position < end;) {
-      const int64_t stop = std::min(end, (position / size + 1) * size);
-      const T* block = keys.block(blocks[position / size], head);
-      // Blocks lie anywhere, so the processor has to be told which one comes next.
-      const T* next = stop < end ? keys.block(blocks[stop / size], head) : values.block(blocks[start / size], head);
-      for (; position < stop; ++position) {
-        const int64_t slot = position % size * width;
-        fetch(next + slot, width);
-        float* to = scores.data() + position - start;
+    if (static_cast<int64_t>(scores.size()) < in_all * length) scores.resize(in_all * length);
+    const T* first_values = values.block(rows.blocks(tile.first)[start / values.size], tile.first_head);
+    each_block(keys, tile, start, end, first_values, [&](int64_t head, const Part<T>& part) {
+      const float* own = wide.data() + head * count * width;
+      float* to = scores.data() + head * count * length + part.first - start;
+      const T *key = part.here, *next = part.next;
+      for (int64_t i = part.first; i < part.end; ++i, ++to, key += width, next += width) {
+        fetch(next, width);
         int64_t q = 0;
-        for (; q + 4 <= count; q += 4) scores_of<4>(wide.data() + q * width, block + slot, width, to + q * length, length);
-        for (; q < count; ++q) scores_of<1>(wide.data() + q * width, block + slot, width, to + q * length, length);
+        for (; q + 4 <= count; q += 4) scores_of<4>(own + q * width, key, width, to + q * length, length);
+        for (; q < count; ++q) scores_of<1>(own + q * width, key, width, to + q * length, length);
       }
+    });
+    for (int64_t q = 0; q < in_all; ++q) {
+      const int64_t position = first_position + q % count / group(), from = begin(position);
+      normalise(scores.data() + q * length + from - start, position + 1 - from);
     }
-    for (int64_t q = 0; q < count; ++q) {
-      float* own = scores.data() + q * length;
-      const int64_t position = first_position + q / group(), from = begin(position) - start, to = position + 1 - start;
-      normalise(own + from, to - from);
-    }
-    mixed.assign(count * value_width, 0.0f);
-    for (int64_t position = start; position < end;) {
-      const int64_t stop = std::min(end, (position / size + 1) * size);
-      const T* block = values.block(blocks[position / size], head);
-      // The next head's keys lie behind this one's, and are mostly next.
-      const T* next = stop < end ? values.block(blocks[stop / size], head)
-                                 : keys.block(blocks[start / size], std::min(head + 1, keys.num_heads - 1));
-      for (int64_t q = 0; q < count; ++q) {
+    mixed.assign(in_all * value_width, 0.0f);
+    each_block(values, tile, start, end, nullptr, [&](int64_t head, const Part<T>& part) {
+      const T* next = part.next;
+      for (int64_t row = 0, q = head * count; row < tile.count; ++row) {
         // No more than a row looks at: others' values may be no numbers, which a share of 0 does not take away.
-        const int64_t own = first_position + q / group(), from = std::max(position, begin(own));
-        const int64_t skipped = from % size * value_width;
-        mix(mixed.data() + q * value_width, scores.data() + q * length + from - start, block + skipped,
-            (q == 0 ? next : block) + skipped, std::min(stop, own + 1) - from);
+        const int64_t position = first_position + row, from = std::max(part.first, begin(position));
+        const int64_t looked_at = std::min(part.end, position + 1) - from, skipped = (from - part.first) * value_width;
+        for (int64_t each = 0; each < group(); ++each, ++q, next = part.here)
+          mix(mixed.data() + q * value_width, scores.data() + q * length + from - start, part.here + skipped,
+              next + skipped, looked_at);
       }
-      position = stop;
-    }
-    for (int64_t q = 0; q < count; ++q) {
-      Out* to = out.at(network, first_query + q % group(), tile.first + q / group());
+    });
+    for (int64_t q = 0; q < in_all; ++q) {
+      Out* to = head_of(out, tile, q);
       for (int64_t d = 0; d < value_width; ++d) to[d] = static_cast<Out>(mixed[q * value_width + d]);
     }
   }
 
  private:
+  // The blocks from position `start` to `end`, and in each the tile's heads, all in the order they lie in.
+  template <typename Visit>
+  void each_block(const Pool<T>& pool, const Tile& tile, int64_t start, int64_t end, const T* afterwards,
+                  const Visit& visit) const {
+    const int32_t* blocks = rows.blocks(tile.first);
+    for (int64_t first = start; first < end;) {
+      const int64_t stop = std::min(end, (first / pool.size + 1) * pool.size);
+      const T* here = pool.block(blocks[first / pool.size], tile.first_head) + first % pool.size * pool.width;
+      // Blocks lie anywhere, so the processor has to be told which one comes next.
+      const T* next_block = stop < end ? pool.block(blocks[stop / pool.size], tile.first_head) : afterwards;
+      for (int64_t head = 0; head < tile.num_heads; ++head) {
+        const T* behind = here + pool.size * pool.width;
+        const T* next = head + 1 < tile.num_heads ? behind : next_block;
+        visit(head, Part<T>{first, stop, here, next ? next : here});
+        here = behind;
+      }
+      first = stop;
+    }
+  }
+
+  // A tile's q-th query or answer: all of its first head, then all of the next.
+  template <typename U>
+  U* head_of(const View<U>& view, const Tile& tile, int64_t q) const {
+    const int64_t count = tile.count * group(), head = tile.first_head + q / count, own = q % count;
+    return view.at(head / own_heads, head % own_heads * group() + own % group(), tile.first + own / group());
+  }
+
   // The first position that a row at this one looks at.
   int64_t begin(int64_t position) const { return window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0; }
 

@@ -85,7 +85,7 @@ void run_layer(at::Tensor& hidden, const at::Tensor& cosine, const at::Tensor& s
   const View<Row> mixtures{mixed_rows, num_rows * query.width, head_width, query.width};
   const Attention<T, float, Row> attention{rows,        keys,      values,  queries, mixtures,
                                            num_queries, own_heads, scaling, 0.0f,    window};
-  const std::vector<Tile> tiles = tiles_of(rows, attention.group());
+  const std::vector<Tile> tiles = tiles_of(rows, attention.group(), num_heads, at::get_num_threads());
 
   const auto add_to_stream = [&](const Panel<T>& panel, int64_t row, const float* sums) {
     float* to = stream + (panel.network * num_rows + row) * width + panel.first;
@@ -123,9 +123,8 @@ void run_layer(at::Tensor& hidden, const at::Tensor& cosine, const at::Tensor& s
     multiply<T>(inner_panels, normed_rows, num_rows, keep_inner);
 #pragma omp for
     for (int64_t row = 0; row < all_rows; ++row) place_row(row / num_rows, row % num_rows);
-#pragma omp for schedule(dynamic, 4)
-    for (int64_t task = 0; task < static_cast<int64_t>(tiles.size()) * num_heads; ++task)
-      attention.attend(tiles[task / num_heads], task % num_heads);
+#pragma omp for schedule(dynamic)
+    for (size_t tile = 0; tile < tiles.size(); ++tile) attention.attend(tiles[tile]);
     multiply<T>(out_panels, mixed_rows, num_rows, add_to_stream);
 #pragma omp for
     for (int64_t row = 0; row < all_rows; ++row)

@@ -46,7 +46,7 @@ void paged_attention(const at::Tensor& query, const at::Tensor& key, const at::T
                                              static_cast<float>(scaling),
                                              static_cast<float>(softcap),
                                              window};
-    const std::vector<cong::Tile> tiles = cong::tiles_of(rows, attention.group());
+    const std::vector<cong::Tile> tiles = cong::tiles_of(rows, attention.group(), num_heads, at::get_num_threads());
     const cong::View<const T> new_keys = view(key), new_values = view(value);
 #pragma omp parallel num_threads(at::get_num_threads())
     {
@@ -58,9 +58,8 @@ void paged_attention(const at::Tensor& query, const at::Tensor& key, const at::T
         std::copy_n(new_values.at(head / own_heads, head % own_heads, row), values.width,
                     values.slot(rows, row, head));
       }
-#pragma omp for schedule(dynamic, 4)
-      for (int64_t task = 0; task < static_cast<int64_t>(tiles.size()) * num_heads; ++task)
-        attention.attend(tiles[task / num_heads], task % num_heads);
+#pragma omp for schedule(dynamic)
+      for (size_t tile = 0; tile < tiles.size(); ++tile) attention.attend(tiles[tile]);
     }
   });
 }
