@@ -11,6 +11,7 @@
 #include <limits>
 #include <vector>
 
+#include "sharing.h"
 #include "vectors.h"
 
 namespace cong {

@@ -34,10 +34,12 @@ inline void rotate(float* head, const float* cosine, const float* sine, int64_t 
   }
 }
 
+// Rows between the parts of a layer.
+enum Scratch { kNormed, kInner, kMixed, kMiddle };
 template <typename T>
-std::vector<RowOf<T>>& scratch(int number) {
-  static thread_local std::vector<RowOf<T>> all[3];
-  return all[number];
+T* scratch(Scratch which, int64_t count) {
+  static thread_local std::vector<Line> all[4];
+  return room<T>(all[which], count);
 }
 
 using MaybeTensors = c10::List<std::optional<at::Tensor>>;
@@ -61,31 +63,32 @@ void run_layer(at::Tensor& hidden, const at::Tensor& cosine, const at::Tensor& s
   const Matrix<T> gate = matrix(kGate), up = matrix(kUp), down = matrix(kDown);
   const float *norm = numbers(kNorm), *middle_norm = numbers(kMiddleNorm);
   const float *query_norm = numbers(kQueryNorm), *key_norm = numbers(kKeyNorm);
-  const auto inner_panels = panels_of({&query, &key, &value}), out_panels = panels_of({&out});
-  const auto gate_panels = panels_of_two(gate, up), down_panels = panels_of({&down});
-
   const int64_t num_networks = hidden.size(0), num_rows = hidden.size(1), width = hidden.size(2);
   const Pool<T> keys(key_pool), values(value_pool);
   const int64_t head_width = keys.width, num_heads = keys.num_heads, own_heads = num_heads / num_networks;
   const int64_t num_queries = query.width / head_width, all_rows = num_networks * num_rows;
+  const int64_t num_threads = at::get_num_threads();
+  Product<T> inner_product(panels_of({&query, &key, &value}), num_rows, num_threads);
+  Product<T> out_product(panels_of({&out}), num_rows, num_threads);
+  Product<T> gate_product(panels_of_two(gate, up), num_rows, num_threads);
+  Product<T> down_product(panels_of({&down}), num_rows, num_threads);
   TORCH_CHECK(cosine.size(0) == num_rows && cosine.size(1) == head_width, "one angle per row and number of a head");
   float* const stream = hidden.data_ptr<float>();
   const float *cosines = cosine.const_data_ptr<float>(), *sines = sine.const_data_ptr<float>();
 
-  std::vector<Row>&normed = scratch<T>(0), &mixed = scratch<T>(1), &middle = scratch<T>(2);
-  static thread_local std::vector<float> inner;
+  // Here, because each thread of the region below has scratch of its own.
   const int64_t inner_width = query.width + key.width + value.width;
-  normed.resize(all_rows * width), mixed.resize(all_rows * query.width), middle.resize(all_rows * gate.width);
-  inner.resize(all_rows * inner_width);
-  // Pointers, because each thread of the region below has vectors of its own under these names.
-  Row *const normed_rows = normed.data(), *const mixed_rows = mixed.data(), *const middle_rows = middle.data();
-  float* const inner_rows = inner.data();
+  Row* const normed_rows = scratch<Row>(kNormed, all_rows * width);
+  float* const inner_rows = scratch<float>(kInner, all_rows * inner_width);
+  Row* const mixed_rows = scratch<Row>(kMixed, all_rows * query.width);
+  Row* const middle_rows = scratch<Row>(kMiddle, all_rows * gate.width);
 
   const View<const float> queries{inner_rows, num_rows * inner_width, head_width, inner_width};
   const View<Row> mixtures{mixed_rows, num_rows * query.width, head_width, query.width};
   const Attention<T, float, Row> attention{rows,        keys,      values,  queries, mixtures,
                                            num_queries, own_heads, scaling, 0.0f,    window};
-  const std::vector<Tile> tiles = tiles_of(rows, attention.group(), num_heads, at::get_num_threads());
+  const std::vector<Tile> tiles = tiles_of(rows, attention.group(), num_heads, num_threads);
+  Shares tile_shares(tiles.size(), num_threads);
 
   const auto add_to_stream = [&](const Panel<T>& panel, int64_t row, const float* sums) {
     float* to = stream + (panel.network * num_rows + row) * width + panel.first;
@@ -115,22 +118,21 @@ void run_layer(at::Tensor& hidden, const at::Tensor& cosine, const at::Tensor& s
       narrow(values.slot(rows, row, network * own_heads + head), own, head_width);
   };
 
-#pragma omp parallel num_threads(at::get_num_threads())
+#pragma omp parallel num_threads(num_threads)
   {
 #pragma omp for
     for (int64_t row = 0; row < all_rows; ++row)
       rms_norm(stream + row * width, norm + row / num_rows * width, width, eps, normed_rows + row * width);
-    multiply<T>(inner_panels, normed_rows, num_rows, keep_inner);
+    multiply(inner_product, normed_rows, keep_inner);
 #pragma omp for
     for (int64_t row = 0; row < all_rows; ++row) place_row(row / num_rows, row % num_rows);
-#pragma omp for schedule(dynamic)
-    for (size_t tile = 0; tile < tiles.size(); ++tile) attention.attend(tiles[tile]);
-    multiply<T>(out_panels, mixed_rows, num_rows, add_to_stream);
+    tile_shares.each([&](int64_t tile) { attention.attend(tiles[tile]); });
+    multiply(out_product, mixed_rows, add_to_stream);
 #pragma omp for
     for (int64_t row = 0; row < all_rows; ++row)
       rms_norm(stream + row * width, middle_norm + row / num_rows * width, width, eps, normed_rows + row * width);
-    multiply<T>(gate_panels, normed_rows, num_rows, keep_gated);
-    multiply<T>(down_panels, middle_rows, num_rows, add_to_stream);
+    multiply(gate_product, normed_rows, keep_gated);
+    multiply(down_product, middle_rows, add_to_stream);
   }
 }
 
@@ -139,17 +141,16 @@ template <typename T>
 at::Tensor run_head(const at::Tensor& hidden, const at::Tensor& chosen, const at::Tensor& norm,
                     const at::Tensor& weight, const std::optional<at::Tensor>& bias, float eps) {
   const Matrix<T> words(weight, bias);
-  const auto panels = panels_of({&words});
   const int64_t num_networks = hidden.size(0), num_rows = hidden.size(1), width = hidden.size(2);
   const int64_t num_chosen = chosen.size(0);
   at::Tensor logits = at::empty({num_networks, num_chosen, words.width}, hidden.options());
-  std::vector<RowOf<T>>& normed = scratch<T>(0);
-  normed.resize(num_networks * num_chosen * width);
-  RowOf<T>* const normed_rows = normed.data();
+  RowOf<T>* const normed_rows = scratch<RowOf<T>>(kNormed, num_networks * num_chosen * width);
   const float *stream = hidden.const_data_ptr<float>(), *norms = norm.const_data_ptr<float>();
   const int64_t* rows = chosen.const_data_ptr<int64_t>();
   float* const to = logits.data_ptr<float>();
-#pragma omp parallel num_threads(at::get_num_threads())
+  const int64_t num_threads = at::get_num_threads();
+  Product<T> product(panels_of({&words}), num_chosen, num_threads);
+#pragma omp parallel num_threads(num_threads)
   {
 #pragma omp for
     for (int64_t row = 0; row < num_networks * num_chosen; ++row) {
@@ -157,7 +158,7 @@ at::Tensor run_head(const at::Tensor& hidden, const at::Tensor& chosen, const at
       rms_norm(stream + (network * num_rows + rows[row % num_chosen]) * width, norms + network * width, width, eps,
                normed_rows + row * width);
     }
-    multiply<T>(panels, normed_rows, num_chosen, [&](const Panel<T>& panel, int64_t row, const float* sums) {
+    multiply(product, normed_rows, [&](const Panel<T>& panel, int64_t row, const float* sums) {
       std::copy_n(sums, panel.width, to + (panel.network * num_chosen + row) * words.width + panel.first);
     });
   }

@@ -35,7 +35,7 @@ void paged_attention(const at::Tensor& query, const at::Tensor& key, const at::T
       return cong::View<const T>{tensor.const_data_ptr<T>(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
     };
     const cong::View<T> to{out.data_ptr<T>(), out.stride(0), out.stride(2), out.stride(1)};
-    const int64_t own_heads = key.size(1), num_heads = keys.num_heads;
+    const int64_t own_heads = key.size(1), num_heads = keys.num_heads, num_threads = at::get_num_threads();
     const cong::Attention<T, T, T> attention{rows,
                                              keys,
                                              values,
@@ -46,7 +46,8 @@ void paged_attention(const at::Tensor& query, const at::Tensor& key, const at::T
                                              static_cast<float>(scaling),
                                              static_cast<float>(softcap),
                                              window};
-    const std::vector<cong::Tile> tiles = cong::tiles_of(rows, attention.group(), num_heads, at::get_num_threads());
+    const std::vector<cong::Tile> tiles = cong::tiles_of(rows, attention.group(), num_heads, num_threads);
+    cong::Shares shares(tiles.size(), num_threads);
     const cong::View<const T> new_keys = view(key), new_values = view(value);
 #pragma omp parallel num_threads(at::get_num_threads())
     {
@@ -58,8 +59,7 @@ void paged_attention(const at::Tensor& query, const at::Tensor& key, const at::T
         std::copy_n(new_values.at(head / own_heads, head % own_heads, row), values.width,
                     values.slot(rows, row, head));
       }
-#pragma omp for schedule(dynamic)
-      for (size_t tile = 0; tile < tiles.size(); ++tile) attention.attend(tiles[tile]);
+      shares.each([&](int64_t tile) { attention.attend(tiles[tile]); });
     }
   });
 }

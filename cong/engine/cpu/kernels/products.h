@@ -6,7 +6,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <omp.h>
 
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
@@ -15,8 +14,10 @@
 #include <initializer_list>
 #include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
+#include "sharing.h"
 #include "vectors.h"
 
 namespace cong {
@@ -90,8 +91,8 @@ struct Panel {
 template <typename T>
 std::vector<Panel<T>> panels_of(std::initializer_list<const Matrix<T>*> matrices) {
   std::vector<Panel<T>> panels;
-  for (const Matrix<T>* matrix : matrices)
-    for (int64_t network = 0; network < matrix->num_networks; ++network)
+  for (int64_t network = 0; network < (*matrices.begin())->num_networks; ++network)
+    for (const Matrix<T>* matrix : matrices)
       for (int64_t first = 0; first < matrix->width; first += kPanel)
         panels.push_back({matrix, nullptr, network, first, std::min(kPanel, matrix->width - first)});
   return panels;
@@ -203,39 +204,54 @@ void tiles(const RowOf<T>* rows, int64_t row_stride, int64_t num_rows, const flo
 }
 
 struct alignas(64) Line {
-  float lanes[16];
+  char bytes[64];
 };
 
-// A thread's room for packed weights and sums; it grows to the largest that was asked for.
-inline float* room(std::vector<Line>& lines, int64_t num_floats) {
-  if (static_cast<int64_t>(lines.size()) * 16 < num_floats) lines.resize((num_floats + 15) / 16);
-  return lines.data()->lanes;
+// A thread's room for numbers, which begin with a line of the cache; it grows to the largest that was asked for.
+template <typename T>
+T* room(std::vector<Line>& lines, int64_t count) {
+  const size_t num_lines = (count * sizeof(T) + sizeof(Line) - 1) / sizeof(Line);
+  if (lines.size() < num_lines) lines.resize(num_lines);
+  return reinterpret_cast<T*>(lines.data());
 }
+
+// Products of all rows with some panels, cut into tasks: a panel and all rows, or some of them where panels are few.
+template <typename T>
+struct Product {
+  std::vector<Panel<T>> panels;
+  int64_t num_rows, num_parts, part_rows;
+  Shares shares;
+
+  Product(std::vector<Panel<T>> all, int64_t rows, int64_t num_threads)
+      : panels(std::move(all)),
+        num_rows(rows),
+        num_parts(std::clamp<int64_t>(4 * num_threads / panels.size(), 1, std::max<int64_t>(1, rows / 48))),
+        part_rows((rows + num_parts - 1) / num_parts),
+        shares(panels.size() * num_parts, num_threads) {}
+};
 
 // Every panel times every row [S, N, depth]; `finish(panel, row, sums)` takes each row's kPanel sums. All threads of a
 // parallel region call this together, and leave it together.
 template <typename T, typename Finish>
-void multiply(const std::vector<Panel<T>>& panels, const RowOf<T>* rows, int64_t num_rows, const Finish& finish) {
+void multiply(Product<T>& product, const RowOf<T>* rows, const Finish& finish) {
   static thread_local std::vector<Line> packed_lines, sum_lines;
   constexpr int64_t step = Arithmetic<T>::kStep;
-  const int64_t num_panels = panels.size(), wanted = 4 * omp_get_num_threads();
-  const int64_t num_parts = std::clamp<int64_t>(wanted / num_panels, 1, std::max<int64_t>(1, num_rows / 48));
-  const int64_t part_rows = (num_rows + num_parts - 1) / num_parts;
-#pragma omp for schedule(dynamic)
-  for (int64_t task = 0; task < num_panels * num_parts; ++task) {
+  const std::vector<Panel<T>>& panels = product.panels;
+  const int64_t num_panels = panels.size(), num_rows = product.num_rows, part_rows = product.part_rows;
+  product.shares.each([&](int64_t task) {
     const Panel<T>& panel = panels[task % num_panels];
     const Matrix<T>& left = *panel.left;
     const int64_t depth = left.depth, first_row = task / num_panels * part_rows;
     const int64_t count = std::min(part_rows, num_rows - first_row);
-    if (count <= 0) continue;
+    if (count <= 0) return;
     Ahead ahead[2];
-    if (const int64_t next = task + omp_get_num_threads(); next < num_panels * num_parts && count > 2 * kRows) {
-      const Panel<T>& coming = panels[next % num_panels];
+    if (task + 1 < num_panels * product.num_parts && count > 2 * kRows) {
+      const Panel<T>& coming = panels[(task + 1) % num_panels];
       ahead[0] = Ahead(*coming.left, coming.network, coming.first, coming.width);
       if (coming.right) ahead[1] = Ahead(*coming.right, coming.network, coming.first, coming.width);
     }
     const RowOf<T>* own = rows + (panel.network * num_rows + first_row) * depth;
-    float* sums = room(sum_lines, count * kPanel);
+    float* sums = room<float>(sum_lines, count * kPanel);
     // Whole panels of float32 weights meet rows where they lie.
     const Matrix<T>& other = panel.right ? *panel.right : left;
     const bool is_full = panel.width == (panel.right ? kPanel / 2 : kPanel);
@@ -252,7 +268,7 @@ void multiply(const std::vector<Panel<T>>& panels, const RowOf<T>* rows, int64_t
         tiles<T>(own + start, depth, count, line(left), more, left.in_stride, num_lines, sums, start == 0, ahead);
         continue;
       }
-      float* packed = room(packed_lines, num_lines * kPanel);
+      float* packed = room<float>(packed_lines, num_lines * kPanel);
       pack(left, panel.network, start, part, panel.first, panel.width, packed);
       if (panel.right) pack(*panel.right, panel.network, start, part, panel.first, panel.width, packed + kPanel / 2);
       tiles<T>(own + start, depth, count, packed, packed + kPanel / 2, kPanel, num_lines, sums, start == 0, ahead);
@@ -265,7 +281,7 @@ void multiply(const std::vector<Panel<T>>& panels, const RowOf<T>* rows, int64_t
     add_bias(left, sums);
     if (panel.right) add_bias(*panel.right, sums + kPanel / 2);
     for (int64_t row = 0; row < count; ++row) finish(panel, first_row + row, sums + row * kPanel);
-  }
+  });
 }
 
 }  // namespace cong
