@@ -9,6 +9,7 @@ that run one network are marked so. vLLM runs in an environment of its own, made
 """
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -212,6 +213,9 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
         rows["published loop, the pair"] = published_loop(pair, work)
         rows["transformers generate, the pair"] = static_batch(pair, work)
         rows["transformers continuous batching, ONE network"] = continuous_batching(pair, work)
+    # As `open_engine` does for a service: else each row pays for looking at what the others have imported.
+    gc.collect()
+    gc.freeze()
     rates: dict[str, list[float]] = {name: [] for name in rows}
     for number in range(options.rounds + 1):
         for name, run in rows.items():

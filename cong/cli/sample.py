@@ -41,7 +41,7 @@ def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "Prom
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     prompts = list(source.strict())
-    with closing(open_engine(config.models, config.engine)) as engine:
+    with closing(open_engine(config.models, config.engine, is_for_good=True)) as engine:
         return _draw(engine, config, arguments, prompts)
 
 

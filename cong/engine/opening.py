@@ -1,5 +1,7 @@
 """The engine that a configuration asks for, with its networks. Knows which back ends there are, and nothing of them."""
 
+import gc
+
 from cong.config.engine import EngineConfig
 from cong.config.models import ModelsConfig
 from cong.engine.engine import Engine
@@ -8,8 +10,22 @@ from cong.errors import MissingExtra
 from cong.models import describe_networks, load_networks
 
 
-def open_engine(models: ModelsConfig, config: EngineConfig, *, writer: str = "") -> LocalEngine:
-    """The networks loaded, and the engine around them."""
+def open_engine(
+    models: ModelsConfig, config: EngineConfig, *, writer: str = "", is_for_good: bool = False
+) -> LocalEngine:
+    """The networks loaded, and the engine around them.
+
+    An engine that is as old as its process `is_for_good`: Python's collections never again look at what is in memory by
+    then, some 400,000 objects of imported code, for whose sake a full one would hold the engine for a quarter of a second.
+    """
+    engine = _open(models, config, writer)
+    if is_for_good:
+        gc.collect()
+        gc.freeze()
+    return engine
+
+
+def _open(models: ModelsConfig, config: EngineConfig, writer: str) -> LocalEngine:
     if config.backend == "cong":
         return Engine(load_networks(models), config, writer=writer)
     try:

@@ -59,7 +59,9 @@ def open_service(config: RunConfig, writer_id: str) -> SampleService:
     """
     named = ", ".join(f"{role} {getattr(config.models, role).source}" for role in roles_of(config.models))
     log.info("loading %s; dtype %s, device %s", named, config.models.dtype, config.models.device)
-    engine = in_a_thread_that_ends(lambda: open_engine(config.models, config.engine, writer=writer_id))
+    engine = in_a_thread_that_ends(
+        lambda: open_engine(config.models, config.engine, writer=writer_id, is_for_good=True)
+    )
     archive = None
     if config.service.may_store_prompts:
         location = config.stream.location or str(Path(config.output_dir) / "stream")

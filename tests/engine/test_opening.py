@@ -1,5 +1,6 @@
 """The engine that a configuration asks for."""
 
+import gc
 import importlib.util
 
 import pytest
@@ -20,6 +21,16 @@ def test_our_own_engine_is_opened_unless_another_is_asked_for(world: World) -> N
     engine = open_engine(models(world), EngineConfig(kv_memory_bytes=2**20))
     assert isinstance(engine, Engine)
     assert engine.max_tokens == 160
+
+
+def test_collections_look_no_more_at_an_engine_for_good(world: World) -> None:
+    try:
+        engine = open_engine(models(world), EngineConfig(kv_memory_bytes=2**20), is_for_good=True)
+        assert gc.get_freeze_count() > 10_000, "all that was imported"
+        assert not any(found is engine for found in gc.get_objects())
+    finally:
+        gc.unfreeze()
+    assert any(found is engine for found in gc.get_objects())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

@@ -1,5 +1,6 @@
 """The engine's thread and what computes with it: given way as asked, and nobody else's helpers beside it."""
 
+import gc
 import os
 import threading
 import time
@@ -103,6 +104,8 @@ def test_a_service_loads_its_networks_in_such_a_thread(world: World, monkeypatch
     monkeypatch.setattr(building, "open_engine", note)
     models = {role: {"source": str(world.folder("llama", seed))} for role, seed in (("aligned", 1), ("base", 2))}
     building.open_service(RunConfig.model_validate({"models": models}), "w")
+    assert gc.get_freeze_count(), "the engine is as old as its process"
+    gc.unfreeze()
     (thread,) = found
     assert thread is not threading.current_thread()
     assert not thread.is_alive()
