@@ -16,7 +16,7 @@ def open_engine(
     """The networks loaded, and the engine around them.
 
     An engine that is as old as its process `is_for_good`: Python's collections never again look at what is in memory by
-    then, some 400,000 objects of imported code, for whose sake a full one would hold the engine for a quarter of a second.
+    then: some 400,000 objects of imported code, for which a full one would hold the engine a quarter of a second.
     """
     engine = _open(models, config, writer)
     if is_for_good:
