@@ -50,9 +50,7 @@ def t_quantile(num_freedoms: int, confidence: float = 0.95) -> float:
 
 
 def _standard_error(values: Sequence[float]) -> float:
-    """Of the mean; a single value says nothing of how far it may be off."""
-    if len(values) < 2:
-        return math.inf
+    """Of the mean."""
     return float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
@@ -65,16 +63,37 @@ def t_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half_width, mean + half_width)
 
 
-def normal_interval(values: Sequence[float]) -> Interval:
-    """Interval for the mean of many independent values, such as one per prompt; unbounded for a single one."""
+def normal_interval(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> Interval:
+    """Interval for the mean of many independent values, such as one per prompt.
+
+    Where all are alike, a single one included, only the ends of what they could have been bound the mean: see
+    `alike_interval`.
+    """
+    if min(values) == max(values):
+        return alike_interval(values[0], len(values), least, most)
     mean = float(np.mean(values))
     half_width = Z_95 * _standard_error(values)
     return Interval(mean, mean - half_width, mean + half_width)
 
 
-def paired_interval(left: Sequence[float], right: Sequence[float]) -> Interval:
-    """Interval for the mean of left - right, measured on the same prompts."""
-    return normal_interval([a - b for a, b in zip(left, right, strict=True)])
+def paired_interval(
+    left: Sequence[float], right: Sequence[float], least: float = -math.inf, most: float = math.inf
+) -> Interval:
+    """Interval for the mean of left - right, measured on the same prompts; least and most are a difference's ends."""
+    return normal_interval([a - b for a, b in zip(left, right, strict=True)], least, most)
+
+
+def alike_interval(value: float, num_values: int, least: float = -math.inf, most: float = math.inf) -> Interval:
+    """Interval for the mean of independent values that all came out as the same one.
+
+    They do not vary, and are no proof that nothing else could have come: by Wilson, up to a share of z^2 / (n + z^2)
+    may come out otherwise, and then as far off as `least` and `most` let it. Without such an end nothing is bounded. Of
+    a share, all 0 or all 1, it is Wilson's interval itself.
+    """
+    others = wilson_interval(0.0, num_values).high
+    # Rounding may put a mean a hair past an end.
+    below, above = max(0.0, value - least), max(0.0, most - value)
+    return Interval(value, value - others * below, value + others * above)
 
 
 def wilson_interval(share: float, num_values: int) -> Interval:
@@ -99,16 +118,17 @@ def bootstrap_interval(
     seed: int = 0,
     num_resamples: int = 1000,
 ) -> Interval:
-    """Percentile interval of a statistic of columns that are resampled together, row by row; unbounded for one row.
+    """Percentile interval of a statistic of columns that are resampled together, row by row.
 
-    Resamples for which the statistic is not defined (nan) do not count.
+    Resamples for which the statistic is not defined (nan) do not count. Where all others say the same, as for a single
+    row or a statistic of values that are all alike, they say nothing of how far it may be off: nothing is bounded.
     """
     table = np.asarray(columns, dtype=np.float64)
-    if table.shape[1] < 2:
-        return Interval(statistic(*table), -math.inf, math.inf)
     rng = np.random.default_rng(seed)
     draws = rng.integers(table.shape[1], size=(num_resamples, table.shape[1]))
     values = [statistic(*table[:, rows]) for rows in draws]
+    if np.nanmin(values) == np.nanmax(values):
+        return Interval(statistic(*table), -math.inf, math.inf)
     low, high = np.nanquantile(values, [0.025, 0.975])
     return Interval(statistic(*table), float(low), float(high))
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cong.statistics import (
     Interval,
+    alike_interval,
     bootstrap_interval,
     normal_interval,
     paired_interval,
@@ -20,6 +21,7 @@ from cong.statistics import (
     spearman,
     t_interval,
     t_quantile,
+    wilson_interval,
 )
 
 
@@ -71,6 +73,48 @@ def test_a_single_value_bounds_nothing() -> None:
     unbounded = Interval(3.0, -math.inf, math.inf)
     assert normal_interval([3.0]) == paired_interval([4.0], [1.0]) == t_interval([3.0]) == unbounded
     assert bootstrap_interval([[3.0]], lambda column: float(np.mean(column))) == unbounded
+
+
+@pytest.mark.parametrize("num_values", [1, 2, 20, 1000])
+def test_shares_that_are_all_alike_have_wilson_s_interval(num_values: int) -> None:
+    for share in (0.0, 1.0):
+        alike, wilson = alike_interval(share, num_values, 0.0, 1.0), wilson_interval(share, num_values)
+        assert (alike.mean, alike.low, alike.high) == pytest.approx((wilson.mean, wilson.low, wilson.high))
+        assert normal_interval([share] * num_values, 0.0, 1.0) == alike
+
+
+def test_values_that_are_all_alike_are_bounded_by_what_they_could_have_been() -> None:
+    # By hand: 3.841459 / 23.841459 = 0.1611252 of 20 values may be others.
+    interval = normal_interval([2.0] * 20, 1.0, 6.0)
+    assert (interval.low, interval.high) == pytest.approx((2.0 - 0.1611252, 2.0 + 4 * 0.1611252))
+    interval = paired_interval([0.7] * 20, [0.2] * 20, -1.0, 1.0)
+    assert (interval.low, interval.high) == pytest.approx((0.5 - 1.5 * 0.1611252, 0.5 + 0.5 * 0.1611252))
+    assert normal_interval([2.0] * 20, 2.0) == Interval(2.0, 2.0, math.inf)
+    assert normal_interval([2.0] * 20) == Interval(2.0, -math.inf, math.inf)
+
+
+def test_a_mean_that_rounding_puts_past_its_end_is_bounded_all_the_same() -> None:
+    assert alike_interval(0.9 + 1e-16, 20, 0.0, 0.9).high == pytest.approx(0.9)
+
+
+def test_a_bootstrap_whose_resamples_all_say_the_same_bounds_nothing() -> None:
+    mean = bootstrap_interval([[1.0] * 20], lambda column: float(np.mean(column)), num_resamples=100)
+    assert mean == Interval(1.0, -math.inf, math.inf)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.97, 0.99, 1.0])
+def test_intervals_of_shares_cover_the_truth_where_all_values_are_often_alike(share: float) -> None:
+    """All 20 values are right with probability 0.12 to 1; an interval without width misses the truth each time.
+
+    By the binomial distribution of 20 values these intervals cover with probability 0.9976 and more, so that fewer than
+    980 of 1,000 draws have probability below 1e-9; without width they cover 0.876 at 0.9, and 0.456 at 0.97.
+    """
+    rng = np.random.default_rng(7)
+    num_covered = 0
+    for _ in range(1000):
+        interval = normal_interval((rng.random(20) < share).astype(float).tolist(), 0.0, 1.0)
+        num_covered += interval.low <= share <= interval.high
+    assert num_covered >= 980
 
 
 def test_bootstrap_agrees_with_the_normal_interval_for_a_mean() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cong.errors import EvaluationError
-from cong.statistics import Interval, bootstrap_interval, wilson_interval
+from cong.statistics import Interval, alike_interval, bootstrap_interval, wilson_interval
 
 SLOPE_SCALE = 2.5
 """Standard deviation of the normal prior on the slope of length: it keeps the fit finite where length decides all."""
@@ -85,9 +85,12 @@ def win_rate(
     """Mean outcome with its interval over prompts.
 
     Wilson's holds for few prompts and for shares near 0 and 1, and is wider than needed where there are many ties; the
-    bootstrap is as wide as the ties say, and has no width at all where every prompt has the same outcome.
+    bootstrap is as wide as the ties say. Where every prompt has the same outcome it says nothing; then Wilson's limit
+    of the share of other outcomes stands in, which gives the same interval for all won and all lost.
     """
     if method == "bootstrap":
+        if min(outcomes) == max(outcomes):
+            return alike_interval(outcomes[0], len(outcomes), 0.0, 1.0)
         return bootstrap_interval([outcomes], lambda column: float(np.mean(column)), seed, num_resamples)
     return wilson_interval(_mean(outcomes), len(outcomes))
 
@@ -107,7 +110,8 @@ def length_controlled_win_rate(
 
     P(left wins) = sigmoid(a + b tanh(d / s)), d the difference of lengths at a prompt and s the root of its mean
     square; a and b are fitted to the outcomes, ties as half, with a normal prior on b. The answer is sigmoid(a), its
-    interval a bootstrap over prompts.
+    interval a bootstrap over prompts. Outcomes that do not vary do not tell what length has to do with them: the answer
+    is the win rate then, and nothing bounds it.
     """
     lengths = np.asarray(length_differences, dtype=np.float64)
     scale = math.sqrt(float(np.mean(lengths**2)))

@@ -71,6 +71,11 @@ class Judge(Protocol):
         """Whether a measurement's value is a sum over the answer's tokens."""
         ...
 
+    @property
+    def reward_ends(self) -> tuple[float, float]:
+        """The least and the largest reward that it may give; infinite where there is none."""
+        ...
+
     def measure(self, answers: Sequence[Answer]) -> Iterator[Reading]:
         """Readings of the answers in any order; loads what it needs, and lets it go at the end."""
         ...

@@ -39,13 +39,15 @@ from cong.report.page import Block
 
 METHODS = (
     "The unit of every interval is the prompt: rewards of several answers to one prompt are averaged first. Intervals "
-    "are 95 %.\n\n"
+    "are 95 %. Where all prompts say the same, Wilson's limit of the share of others bounds what has a least and a "
+    "largest value; what has none is shown without an interval.\n\n"
     "Win rate: every answer of one side meets every answer of the other to the same prompt; a tie counts half. Its "
     "interval is {win_rate_interval}. \n\n"
     "Length-controlled win rate: `P(left wins) = sigmoid(a + b tanh(d / s))` is fitted to the outcomes, d being the "
     "difference of lengths in characters and s the root of its mean square, with a normal prior (standard deviation "
     "2.5) on b; shown is `sigmoid(a)`, the win rate at equal length, with a bootstrap over prompts. It removes what "
-    "length explains under this judge, and nothing else.\n\n"
+    "length explains under this judge, and nothing else. It has no interval where all prompts are won, lost or "
+    "ties.\n\n"
     "Gap recovered: `(student - floor) / (ceiling - floor)`, all three resampled together. It is refused where the "
     "ceiling is not above the floor, and has no interval where that happens in more than 2.5 % of the resamples.\n\n"
     "Implicit reward: `log p_aligned - log p_base` of the answer, without a DPO beta. A sum grows with the length of "

@@ -11,7 +11,7 @@ RESULT_VERSION = 1
 
 
 class Estimated(Record):
-    """A number with the ends of its 95 % interval; None where there are too few values for one."""
+    """A number with the ends of its 95 % interval; None where the values bound nothing."""
 
     mean: float
     low: float | None = None

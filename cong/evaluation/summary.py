@@ -104,9 +104,11 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _over_prompts(by_prompt: Mapping[str, Sequence[float]]) -> Estimated:
+def _over_prompts(
+    by_prompt: Mapping[str, Sequence[float]], least: float = -math.inf, most: float = math.inf
+) -> Estimated:
     means = [_mean(values) for values in by_prompt.values()]
-    return Estimated.of(normal_interval(means))
+    return Estimated.of(normal_interval(means, least, most))
 
 
 def set_result(one: AnswerSet, judged: Sequence[Judged]) -> SetResult:
@@ -138,7 +140,7 @@ def _reward_result(judged: Judged, one: AnswerSet) -> RewardResult:
             }
         )
     return RewardResult(
-        reward=_over_prompts(judged.rewards(one)),
+        reward=_over_prompts(judged.rewards(one), *judged.judge.reward_ends),
         total=total,
         mean_num_tokens=_mean(counts) if counts else None,
         num_cut_answers=sum(each.num_cut > 0 for each in measured),
@@ -164,6 +166,7 @@ def _comparison(
 ) -> ComparisonResult:
     seed, num_resamples = settings.bootstrap_seed, settings.num_resamples
     controlled = length_controlled_win_rate(met.outcomes, lengths, seed, num_resamples)
+    least, most = judged.judge.reward_ends
     rate = win_rate(met.outcomes, settings.win_rate_interval, seed, num_resamples)
     return ComparisonResult(
         judge=judged.judge.name,
@@ -179,7 +182,7 @@ def _comparison(
         length_controlled=Estimated.of(controlled.win_rate),
         length_slope=controlled.slope,
         mean_length_difference=_mean(lengths),
-        difference=Estimated.of(normal_interval(met.differences)),
+        difference=Estimated.of(normal_interval(met.differences, least - most, most - least)),
     )
 
 

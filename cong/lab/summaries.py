@@ -19,7 +19,7 @@ from cong.statistics import Interval, bootstrap_interval, normal_interval, pears
 def summarize(answers: Sequence[Answer]) -> SetResult:
     """Means over a set of answers."""
     return SetResult(
-        reward=normal_interval([answer.reward for answer in answers]),
+        reward=normal_interval([answer.reward for answer in answers], 0.0, 1.0),
         good_opening_share=fmean(answer.judgement.has_good_opening for answer in answers),
         exact_body_share=fmean(answer.judgement.is_body_exact for answer in answers),
         good_ending_share=fmean(answer.judgement.has_good_ending for answer in answers),

@@ -21,7 +21,7 @@ def estimate(interval: Interval) -> Estimate:
 
 def mean_reward(answers: Sequence[Answer]) -> Estimate:
     """Mean gold reward with its interval over prompts."""
-    return estimate(normal_interval([answer.reward for answer in answers]))
+    return estimate(normal_interval([answer.reward for answer in answers], 0.0, 1.0))
 
 
 def response(label: str, answer: Answer, aligned: nn.Module, base: nn.Module) -> Response:

@@ -1,6 +1,7 @@
 """Wins, ties and lengths: known answers, symmetry, and intervals that cover as often as they say."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -135,10 +136,24 @@ def test_lengths_that_decide_everything_leave_a_finite_fit() -> None:
     assert 2.0 < controlled.slope < 20.0
 
 
-def test_one_prompt_has_a_rate_and_no_bootstrap_interval() -> None:
-    rates = (win_rate([1.0], "bootstrap"), length_controlled_win_rate([1.0], [3.0]).win_rate)
-    assert [Estimated.of(rate) for rate in rates] == [Estimated(mean=1.0)] * 2
-    assert Estimated.of(win_rate([1.0])).low == pytest.approx(0.2065, abs=1e-4)
+@pytest.mark.parametrize("num_prompts", [1, 20])
+@pytest.mark.parametrize("outcome", [0.0, 0.5, 1.0])
+def test_unanimous_outcomes_say_nothing_of_length(outcome: float, num_prompts: int) -> None:
+    lengths = [float(number) - 3.0 for number in range(num_prompts)]
+    controlled = length_controlled_win_rate([outcome] * num_prompts, lengths, num_resamples=100)
+    assert Estimated.of(controlled.win_rate) == Estimated(mean=outcome)
+
+
+@pytest.mark.parametrize("method", ["wilson", "bootstrap"])
+def test_prompts_that_are_all_won_or_all_lost_prove_no_certainty(method: Literal["wilson", "bootstrap"]) -> None:
+    won, lost = win_rate([1.0] * 20, method), win_rate([0.0] * 20, method)
+    assert (won.low, won.high, lost.low, lost.high) == pytest.approx((0.8389, 1.0, 0.0, 0.1611), abs=1e-4)
+    assert win_rate([1.0], method).low == pytest.approx(0.2065, abs=1e-4)
+
+
+def test_a_bootstrap_of_ties_alone_has_a_width() -> None:
+    tied = win_rate([0.5] * 20, "bootstrap")
+    assert (tied.low, tied.high) == pytest.approx((0.5 - 0.1611 / 2, 0.5 + 0.1611 / 2), abs=1e-4)
 
 
 def test_swapping_the_sides_mirrors_everything() -> None:

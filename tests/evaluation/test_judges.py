@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from cong.config import EngineConfig, ModelsConfig
-from cong.config.evaluation import ImplicitJudge, ProgramJudge, RewardModelJudge
+from cong.config.evaluation import EvaluationConfig, ImplicitJudge, ProgramJudge, RewardModelJudge
 from cong.config.models import NetworkConfig
 from cong.errors import ArtefactMissing, ConfigError, EvaluationError, UnsafeArtefact, UnsupportedModel
 from cong.evaluation import (
@@ -26,8 +26,10 @@ from cong.evaluation import (
     RewardModelScore,
     answer_set,
     judge_answers,
+    summarise,
 )
 from cong.evaluation.judges.program import load_function
+from cong.evaluation.results import Estimated
 from cong.lab.networks import EOS_ID, prompt_ids, response_ids
 from cong.lab.networks import load_network as load_lab_network
 from cong.lab.sampler import reference_score
@@ -101,6 +103,18 @@ def test_a_prompt_of_token_ids_is_nothing_for_a_program() -> None:
         rewards_of(program("share_of_vowels"), answer_set("x", "given", [prompt], [Answer(prompt, "a")]))
 
 
+def test_rewards_that_are_all_alike_are_bounded_by_what_the_judge_may_say() -> None:
+    prompts = [Prompt(text=str(number), prompt_id=str(number)) for number in range(20)]
+    sets = [answer_set(text, "given", prompts, [Answer(one, text) for one in prompts]) for text in ("a", "b")]
+    result = summarise(sets, [judge_answers(program("share_of_vowels"), sets)], EvaluationConfig())
+    right, wrong = (one.rewards["gold"].reward for one in result.sets)
+    assert (right.low, right.high, wrong.low, wrong.high) == pytest.approx((0.8389, 1.0, 0.0, 0.1611), abs=1e-4)
+    difference = result.comparisons[0].difference
+    assert (difference.low, difference.high) == pytest.approx((-1.0, -1.0 + 2 * 0.1611), abs=1e-4)
+    endless = summarise(sets, [judge_answers(Counting(), sets)], EvaluationConfig())
+    assert endless.comparisons[0].difference == Estimated(mean=0.0)
+
+
 # What is kept.
 
 
@@ -109,6 +123,7 @@ class Counting:
 
     name = about = fingerprint = "counting"
     sums_tokens = False
+    reward_ends = (0.0, math.inf)
 
     def __init__(self, fails_after: int = 1000) -> None:
         self.asked: list[str] = []

@@ -37,6 +37,7 @@ class ImplicitReward:
     ) -> None:
         self.name = name
         self.sums_tokens = True
+        self.reward_ends = (-math.inf, math.inf)
         self.form = settings.form
         self._engine_config = engine
         self._shown_prompts = shown_prompts

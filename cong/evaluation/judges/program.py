@@ -23,6 +23,7 @@ class GoldProgram:
     def __init__(self, name: str, settings: ProgramJudge) -> None:
         self.name = name
         self.sums_tokens = False
+        self.reward_ends = (settings.low, settings.high)
         self.about = f"program {settings.function}, {settings.low:g} to {settings.high:g}"
         self._settings = settings
         self._function = load_function(settings.function)

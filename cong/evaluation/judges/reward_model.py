@@ -1,6 +1,7 @@
 """A judge that is a reward model: a network with one output for the whole sequence of prompt and answer."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 
 from cong.config.evaluation import RewardModelJudge
@@ -30,6 +31,7 @@ class RewardModelScore:
     def __init__(self, name: str, settings: RewardModelJudge, models: ModelsConfig) -> None:
         self.name = name
         self.sums_tokens = False
+        self.reward_ends = (-math.inf, math.inf)
         self._settings = settings
         self._models = models
         self._template = None if models.chat_template is None else models.chat_template.read_text(encoding="utf-8")

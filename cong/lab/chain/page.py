@@ -103,7 +103,7 @@ def gains_table(chain: Chain) -> Table:
         ("ConG over its weak teacher", CONG, WEAK_ALIGNED),
     ]
     rows: list[list[Cell]] = [
-        [label, estimate(paired_interval(sets[left], sets[right]))] for label, left, right in pairs
+        [label, estimate(paired_interval(sets[left], sets[right], -1.0, 1.0))] for label, left, right in pairs
     ]
     return Table(
         "Gains, paired by prompt",

@@ -274,7 +274,7 @@ class SeedMeasurement:
             alignments=self.alignments,
             stray_shares=self.stray_shares,
             differences={
-                f"{left} - {right}": paired_interval(self._rewards(left), self._rewards(right))
+                f"{left} - {right}": paired_interval(self._rewards(left), self._rewards(right), -1.0, 1.0)
                 for left, right in compared
             },
             facts={"seconds_after_pretraining": round(time.monotonic() - self.started_s, 1)},
