@@ -63,7 +63,7 @@ def add_stream_commands(commands: "Commands") -> None:
     tidy = actions.add_parser("compact", parents=[where], help="merge small segments; cursors stay true")
     tidy.add_argument("--rows-per-segment", type=int, default=50_000, metavar="N", help="at most (50000)")
     tidy.add_argument("--bytes-per-segment", type=int, default=256 << 20, metavar="N", help="about at most (256 MiB)")
-    tidy.add_argument("--dry-run", action="store_true", help="say what would be done")
+    tidy.add_argument("--dry-run", action="store_true", help="read what would be merged, and say what would be done")
     tidy.set_defaults(run=_compact)
 
     less = actions.add_parser(

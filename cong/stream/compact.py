@@ -4,6 +4,7 @@ A wide segment stands for the narrow ones within its sequence numbers from the m
 after it was read back. Stopping at any point leaves a stream that reads the same; running again finishes the work.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -29,7 +30,8 @@ class Compaction:
 def compact(store: Store, settings: WriteSettings | None = None, is_dry_run: bool = False) -> Compaction:
     """Merge neighbouring segments of each lane up to the settings' rows and bytes per segment.
 
-    Safe beside readers and other lanes' writers. A lane that is being written keeps all but its neighbours merged.
+    Safe beside readers and other lanes' writers. A lane that is being written keeps all but its neighbours merged. A
+    dry run changes nothing, but verifies every byte that would be merged, so that it refuses what the real one would.
     """
     settings = settings or WriteSettings()
     require_identity(store)
@@ -40,15 +42,17 @@ def compact(store: Store, settings: WriteSettings | None = None, is_dry_run: boo
     for lane in listing.lanes.values():
         for batch in _batches(store, lane, settings):
             merged_away += len(batch) - 1
-            if not is_dry_run:
-                try:
+            try:
+                if is_dry_run:
+                    _check(store, batch)
+                else:
                     _merge(store, batch, settings)
-                except FileNotFoundError as error:
-                    raise StreamError(
-                        f"{error.filename or error} was listed and is gone: another compaction or a retention is at "
-                        "work; run this one again when it has ended"
-                    ) from error
-                removed += len(batch)
+                    removed += len(batch)
+            except FileNotFoundError as error:
+                raise StreamError(
+                    f"{error.filename or error} was listed and is gone: another compaction or a retention is at work; "
+                    "run this one again when it has ended"
+                ) from error
         if lane.superseded and not is_dry_run:
             store.delete([segment.path for segment in lane.superseded])
             removed += len(lane.superseded)
@@ -83,10 +87,15 @@ def _merge(store: Store, batch: list[SegmentName], settings: WriteSettings) -> N
     name, data = encode(table, place, settings.rows_per_group)
     store.publish(name.path, data)
     # Only what reads back whole may replace what is there.
-    stored = open_segment(store, name)
-    for number in range(len(stored.groups)):
-        stored.check(number)
+    _check(store, [name])
     store.delete([old.path for old in batch])
+
+
+def _check(store: Store, segments: Sequence[SegmentName]) -> None:
+    for name in segments:
+        file = open_segment(store, name)
+        for number in range(len(file.groups)):
+            file.check(number)
 
 
 def _remove_leftovers(store: Store) -> int:

@@ -121,6 +121,25 @@ def test_compact_says_what_it_would_do_and_does_it(tmp_path: Path, capsys: pytes
     assert [record.key for record in StreamReader(open_store(path)).records()] == keys(range(10))
 
 
+def test_a_dry_run_of_compact_refuses_the_damage_that_the_real_one_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "stream"
+    with StreamWriter(open_store(str(path)), WriteSettings(rows_per_segment=3), "w") as writer:
+        writer.append_many(cached_record(number) for number in range(10))
+    third = sorted(path.glob("segments/*.parquet"))[2]
+    content = bytearray(third.read_bytes())
+    content[100] ^= 1
+    third.write_bytes(content)
+    before = sorted(path.glob("*/*"))
+    for options in (["--dry-run"], []):
+        assert main(["stream", "compact", str(path), *options]) == 2
+        complaint = capsys.readouterr().err
+        assert third.name in complaint
+        assert "rows 6 to 8 of w-000001 cannot be trusted" in complaint
+        assert sorted(path.glob("*/*")) == before
+
+
 @pytest.mark.parametrize(
     ("form", "expected"),
     [
