@@ -31,7 +31,7 @@ class TrainingSettings(Settings):
     learning_rate: PositiveFloat = 2e-4
     num_warmup_steps: int = Field(default=10, ge=0)
     final_learning_rate_share: Share = 0.1
-    """What is left of the learning rate at the last step."""
+    """What the learning rate falls to behind the last step, which is still one step's fall above."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.98

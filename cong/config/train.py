@@ -108,7 +108,7 @@ class ScheduleSettings(Settings):
     """None = `warmup_share` of all steps."""
     warmup_share: Share = 0.1
     final_share: Share = 0.1
-    """What is left at the last step; a constant rate has none."""
+    """What it falls to behind the last step, which is still one step's fall above; a constant rate has none."""
 
 
 class CheckpointSettings(Settings):

@@ -13,7 +13,11 @@ def num_warmup_steps(settings: ScheduleSettings, num_steps: int) -> int:
 
 
 def learning_rate_share(settings: ScheduleSettings, step: int, num_steps: int) -> float:
-    """Share of the full learning rate at a step counted from 0: linear warm-up, then the shape to its final share."""
+    """Share of the full learning rate at a step counted from 0: linear warm-up, then the shape to its final share.
+
+    The last step of the warm-up and the first after it have the full rate, and step `num_steps`, which is not trained
+    any more, would have the final share: each step trains at the rate with which its part of the fall begins.
+    """
     num_warmup = num_warmup_steps(settings, num_steps)
     if step < num_warmup:
         return (step + 1) / num_warmup

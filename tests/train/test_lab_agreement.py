@@ -119,4 +119,8 @@ def test_schedules_have_the_shapes_that_they_are_named_for() -> None:
     cosine = shares(shape="cosine", warmup_share=0.2, final_share=0.1)
     assert cosine[:3] == [0.5, 1.0, 1.0]
     assert cosine[6] == pytest.approx(0.55)
+    for shape in ("linear", "cosine"):
+        settings = ScheduleSettings(shape=shape, num_warmup_steps=2, final_share=0.1)
+        last, after = (learning_rate_share(settings, step, 10) for step in (9, 10))
+        assert last > after == pytest.approx(0.1), "the final share is that of the step after the last"
     assert cosine == [trainer.learning_rate_share(step, 10, 2, 0.1) for step in range(10)]
