@@ -285,6 +285,25 @@ def test_a_model_that_is_gone_is_exported_again(root: Path) -> None:
     assert len(ledger_keys(config)) == 40
 
 
+@pytest.mark.parametrize("every_steps", [0, 7])
+def test_a_run_that_died_before_its_summary_is_judged_once(root: Path, every_steps: int) -> None:
+    config = run_config(root, {"evaluation": {"held_out_share": 0.2, "every_steps": every_steps}})
+    first = train(config, is_quiet=True)
+    whole = curve(config)
+    (config.output_dir / "summary.json").unlink()
+    again = train(config, is_quiet=True)
+    assert curve(config) == whole
+    assert again.metrics["eval/loss"] == first.metrics["eval/loss"]
+    # A kill before the evaluation leaves it to the next process.
+    metrics = config.output_dir / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    assert "eval/loss" in lines[-1]
+    metrics.write_text("".join(lines[:-1]))
+    (config.output_dir / "summary.json").unlink()
+    train(config, is_quiet=True)
+    assert curve(config) == whole
+
+
 def test_a_run_that_died_before_its_first_checkpoint_leaves_no_line_behind(root: Path) -> None:
     settings = {"evaluation": {"held_out_share": 0.2}}
     whole, died = (run_config(root, settings, output_dir=root / name) for name in ("whole", "died"))
