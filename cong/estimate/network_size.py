@@ -1,7 +1,7 @@
 """How large a network is: from its folder's config.json and headers, or for a few public families from their name.
 
-Fetches nothing. Counts are those of decoders with gated feed-forward layers; where the folder holds weights, their
-headers' count is taken instead.
+Fetches nothing. Counts are those of dense decoders with gated feed-forward layers, which a mixture of experts is taken
+for; where the folder holds weights, their headers' count is taken instead.
 """
 
 import json
