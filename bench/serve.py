@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from launch import SEATS, Running, settings, start_service
 from load import Outcome, Shot, arrivals, fire, keep_busy, percentile, sample_body, summarise
 from processes import Elsewhere, Watch
-from workload import PACED_STEP_S, Work, conditions, make_pair, summary, write_json
+from workload import PACED_STEP_S, Shape, Work, conditions, make_pair, summary, write_json
 
 from cong.config import RunConfig
 from cong.config.loading import check
@@ -287,7 +287,7 @@ def measure(launcher: str, engine: Engine, pair: tuple[Path, Path], options: arg
         with start_service(launcher, settings(pair, options), options) as running:
             result |= {part: measure_part(part, engine, running, options) for part in parts}
     if "pace" in options.only and launcher == "ray":
-        config = settings(make_pair(options.cache.absolute() / "tiny", num_layers=1, width=64), options)
+        config = settings(make_pair(options.cache.absolute(), Shape(num_layers=1, width=64)), options)
         config["num_threads"] = 1
         config["service"]["max_waiting"] = PACED_WAITING
         with start_service(launcher, config, options, PACED) as running:

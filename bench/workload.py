@@ -21,6 +21,25 @@ PACED_STEP_S = 0.05
 
 
 @dataclass(frozen=True)
+class Shape:
+    """Of a network of 4 heads and 4,096 words."""
+
+    num_layers: int = 6
+    width: int = 256
+
+    @property
+    def inner_width(self) -> int:
+        """Of a layer's feed-forward part."""
+        return self.width * 43 // 16
+
+    @property
+    def products(self) -> list[tuple[int, int]]:
+        """The matrices that a token meets, all layers' and the words'."""
+        layer = [(self.width, self.width)] * 4 + [(self.width, self.inner_width)] * 2 + [(self.inner_width, self.width)]
+        return layer * self.num_layers + [(self.width, VOCAB)]
+
+
+@dataclass(frozen=True)
 class Work:
     """So many sequences of so many prompt tokens, each continued by so many tokens."""
 
@@ -42,15 +61,15 @@ class Work:
         return ids
 
 
-def make_network(folder: Path, seed: int, num_layers: int, width: int) -> Path:
+def make_network(folder: Path, seed: int, shape: Shape) -> Path:
     """A random Llama of 4 heads and 4,096 words, with a tokenizer."""
     if (folder / "model.safetensors").exists():
         return folder
     config = transformers.LlamaConfig(
         vocab_size=VOCAB,
-        hidden_size=width,
-        intermediate_size=width * 43 // 16,
-        num_hidden_layers=num_layers,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner_width,
+        num_hidden_layers=shape.num_layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=1024,
@@ -70,12 +89,10 @@ def make_network(folder: Path, seed: int, num_layers: int, width: int) -> Path:
     return folder
 
 
-def make_pair(root: Path, num_layers: int = 6, width: int = 256) -> tuple[Path, Path]:
+def make_pair(root: Path, shape: Shape = Shape()) -> tuple[Path, Path]:
     """The two networks of the benchmark, made once."""
-    return (
-        make_network(root / "aligned", 0, num_layers, width),
-        make_network(root / "base", 1, num_layers, width),
-    )
+    home = root if shape == Shape() else root / f"{shape.num_layers}x{shape.width}"
+    return make_network(home / "aligned", 0, shape), make_network(home / "base", 1, shape)
 
 
 def summary(values: list[float]) -> dict[str, float]:

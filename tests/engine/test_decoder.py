@@ -77,6 +77,19 @@ def test_layers_of_any_width_answer_like_their_own_code(world: World, num_networ
         torch.testing.assert_close(logits, own, rtol=0, atol=2e-5 * float(own.abs().amax()))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("num_networks", [1, 2])
+def test_few_rows_meet_strips_of_the_weights_and_many_meet_panels_with_the_same_sums(
+    world: World, num_networks: int, dtype: str
+) -> None:
+    networks = world.networks(*(world.folder("llama", seed, **WIDE) for seed in (1, 2)[:num_networks]), dtype=dtype)
+    runner = runner_of(networks)
+    ids = [3 + (11 * position) % 50 for position in range(40)]
+    (whole,) = answers(runner, ids, [40])
+    for num_last in (1, 2, 7, 8, 9, 15, 16, 17):
+        assert torch.equal(answers(runner, ids, [40 - num_last, num_last])[-1], whole), num_last
+
+
 def test_what_only_looks_like_the_kind_runs_through_its_own_code(
     world: World, tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

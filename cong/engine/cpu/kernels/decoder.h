@@ -68,10 +68,10 @@ void run_layer(at::Tensor& hidden, const at::Tensor& cosine, const at::Tensor& s
   const int64_t head_width = keys.width, num_heads = keys.num_heads, own_heads = num_heads / num_networks;
   const int64_t num_queries = query.width / head_width, all_rows = num_networks * num_rows;
   const int64_t num_threads = at::get_num_threads();
-  Product<T> inner_product(panels_of({&query, &key, &value}), num_rows, num_threads);
-  Product<T> out_product(panels_of({&out}), num_rows, num_threads);
-  Product<T> gate_product(panels_of_two(gate, up), num_rows, num_threads);
-  Product<T> down_product(panels_of({&down}), num_rows, num_threads);
+  Product<T> inner_product({&query, &key, &value}, num_rows, num_threads);
+  Product<T> out_product({&out}, num_rows, num_threads);
+  Product<T> gate_product({&gate, &up}, num_rows, num_threads, true);
+  Product<T> down_product({&down}, num_rows, num_threads);
   TORCH_CHECK(cosine.size(0) == num_rows && cosine.size(1) == head_width, "one angle per row and number of a head");
   float* const stream = hidden.data_ptr<float>();
   const float *cosines = cosine.const_data_ptr<float>(), *sines = sine.const_data_ptr<float>();
@@ -90,19 +90,25 @@ void run_layer(at::Tensor& hidden, const at::Tensor& cosine, const at::Tensor& s
   const std::vector<Tile> tiles = tiles_of(rows, attention.group(), num_heads, num_threads);
   Shares tile_shares(tiles.size(), num_threads);
 
-  const auto add_to_stream = [&](const Panel<T>& panel, int64_t row, const float* sums) {
+  const auto add_to_stream = [&](const Panel<T>& panel, int64_t row, const float* sums, const float*) {
     float* to = stream + (panel.network * num_rows + row) * width + panel.first;
     for (int64_t o = 0; o < panel.width; ++o) to[o] += sums[o];
   };
-  const auto keep_inner = [&](const Panel<T>& panel, int64_t row, const float* sums) {
+  const auto keep_inner = [&](const Panel<T>& panel, int64_t row, const float* sums, const float*) {
     const int64_t part = panel.left == &query ? 0 : panel.left == &key ? query.width : query.width + key.width;
     float* to = inner_rows + (panel.network * num_rows + row) * inner_width + part + panel.first;
     std::copy_n(sums, panel.width, to);
   };
-  const auto keep_gated = [&](const Panel<T>& panel, int64_t row, const float* sums) {
-    float gated[kPanel / 2];
-    for (int64_t o = 0; o < kPanel / 2; ++o) gated[o] = sums[o] / (1.0f + exponential(-sums[o])) * sums[o + kPanel / 2];
-    narrow(middle_rows + (panel.network * num_rows + row) * gate.width + panel.first, gated, panel.width);
+  const auto keep_gated = [&](const Panel<T>& panel, int64_t row, const float* gates, const float* ups) {
+    Row* to = middle_rows + (panel.network * num_rows + row) * gate.width + panel.first;
+    for (int64_t first = 0; first < panel.width; first += kLanes) {
+      float gated[kLanes];
+      for (int64_t o = 0; o < kLanes; ++o) {
+        const float x = gates[first + o];
+        gated[o] = x / (1.0f + exponential(-x)) * ups[first + o];
+      }
+      narrow(to + first, gated, std::min(kLanes, panel.width - first));
+    }
   };
   // Norms and turns the heads of one row, and puts its keys and values into their block.
   const auto place_row = [&](int64_t network, int64_t row) {
@@ -149,7 +155,7 @@ at::Tensor run_head(const at::Tensor& hidden, const at::Tensor& chosen, const at
   const int64_t* rows = chosen.const_data_ptr<int64_t>();
   float* const to = logits.data_ptr<float>();
   const int64_t num_threads = at::get_num_threads();
-  Product<T> product(panels_of({&words}), num_chosen, num_threads);
+  Product<T> product({&words}, num_chosen, num_threads);
 #pragma omp parallel num_threads(num_threads)
   {
 #pragma omp for
@@ -158,7 +164,7 @@ at::Tensor run_head(const at::Tensor& hidden, const at::Tensor& chosen, const at
       rms_norm(stream + (network * num_rows + rows[row % num_chosen]) * width, norms + network * width, width, eps,
                normed_rows + row * width);
     }
-    multiply(product, normed_rows, [&](const Panel<T>& panel, int64_t row, const float* sums) {
+    multiply(product, normed_rows, [&](const Panel<T>& panel, int64_t row, const float* sums, const float*) {
       std::copy_n(sums, panel.width, to + (panel.network * num_chosen + row) * words.width + panel.first);
     });
   }

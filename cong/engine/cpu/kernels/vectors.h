@@ -33,6 +33,27 @@ inline Vector load(const BFloat16* from) {
   return reinterpret_cast<Vector>(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16);
 }
 
+// The lanes of two vectors in turn: those of their first halves, and those of their second.
+inline void interleave(Vector a, Vector b, Vector& first, Vector& second) {
+#if defined(__AVX512F__)
+  first = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  second = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#else
+  first = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  second = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#endif
+}
+
+// Lane i of row j becomes lane j of row i: each round deals the rows of both halves out like two halves of a deck.
+inline void transpose(Vector (&rows)[kLanes]) {
+  for (int64_t round = 1; round < kLanes; round *= 2) {
+    Vector dealt[kLanes];
+    for (int64_t i = 0; i < kLanes / 2; ++i)
+      interleave(rows[i], rows[i + kLanes / 2], dealt[2 * i], dealt[2 * i + 1]);
+    for (int64_t i = 0; i < kLanes; ++i) rows[i] = dealt[i];
+  }
+}
+
 inline float widen(float x) { return x; }
 inline float widen(BFloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.x) << 16;
