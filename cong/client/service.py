@@ -60,6 +60,10 @@ def service_url(url: str | None, environment: Mapping[str, str] = os.environ) ->
     return given
 
 
+def _state(health: HealthReply) -> str:
+    return f"it is {health.status}" + (f" ({health.reason})" if health.reason else "")
+
+
 def _key(api_key: str | None, environment: Mapping[str, str] = os.environ) -> str:
     key = (api_key if api_key is not None else environment.get(KEY_VARIABLE, "")).strip()
     if not key.isascii() or not (key.isprintable() and " " not in key):
@@ -126,7 +130,7 @@ class Service:
             answer = yield from self._health(self._tries(max(0.001, min(_HEALTH_S, left_s))))
             if isinstance(answer, HealthReply) and answer.status == "ok":
                 return answer
-            state = f"it is {answer.status}" if isinstance(answer, HealthReply) else str(answer.error(""))
+            state = _state(answer) if isinstance(answer, HealthReply) else str(answer.error(""))
             if isinstance(answer, Failure) and isinstance(answer.error(""), Unauthenticated | Forbidden):
                 raise answer.error("")
             if self._times.clock() + _READY_POLL_S >= deadline:

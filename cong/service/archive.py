@@ -56,6 +56,11 @@ class Archive:
         """What may be asked for here, weakest first."""
         return ("none", "local", "shared") if self._store.level == "shared" else ("none", "local")
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What has ended the writer for good, after which nothing can be kept here."""
+        return self._writer.failure
+
     async def find(self, keys: Sequence[str]) -> dict[str, StoredSample]:
         """Samples of these keys that are there already, whoever made them."""
         return await self._in_thread(lambda: self._find(keys))

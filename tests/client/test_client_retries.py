@@ -285,8 +285,11 @@ def test_waiting_for_a_service_ends_when_it_is_well(face: Face) -> None:
 
 def test_waiting_for_a_service_has_a_limit_and_says_what_was_last(face: Face) -> None:
     service = Script(json_reply(HealthReply(status="starting"), 503))
-    with pytest.raises(Unavailable, match="not ready after 30 s: it is starting"):
+    with pytest.raises(Unavailable, match=r"not ready after 30 s: it is starting$"):
         face(service).wait_ready(30.0)
     assert face.clock.now_s <= 1030.0
+    service = Script(json_reply(HealthReply(status="broken", reason="the engine has failed"), 503))
+    with pytest.raises(Unavailable, match=r"it is broken \(the engine has failed\)$"):
+        face(service).wait_ready(10.0)
     with pytest.raises(Unauthenticated):
         face(Script(httpx.Response(401))).wait_ready(30.0)
