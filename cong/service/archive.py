@@ -16,7 +16,18 @@ import numpy as np
 from cong.config.stream import ReadSettings, StreamConfig
 from cong.errors import StreamError
 from cong.schemas import SampleRecord
-from cong.stream import Ack, Draw, Level, Place, Store, StreamReader, StreamWriter, open_store, to_records
+from cong.stream import (
+    Ack,
+    Draw,
+    Level,
+    Place,
+    Store,
+    StreamReader,
+    StreamWriter,
+    open_store,
+    require_place,
+    to_records,
+)
 from cong.wire import StoredSample, StoreLevel
 
 _NUM_THREADS = 4
@@ -44,6 +55,12 @@ class Archive:
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="archive")
         self.location = store.location
+
+    @staticmethod
+    def require_place(location: str, config: StreamConfig, writer_id: str) -> None:
+        """Refuse a location where `open` would fail; costs a look at it, and leaves nothing open."""
+        store = open_store(location, config.storage_options, is_shared=config.is_shared)
+        require_place(store, config.write, writer_id)
 
     @classmethod
     def open(cls, location: str, config: StreamConfig, writer_id: str, timeout_s: float = 30.0) -> "Archive":
