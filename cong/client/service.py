@@ -22,7 +22,7 @@ from cong.client.calls import (
     score_call,
 )
 from cong.client.events import Heard, Lines
-from cong.client.failure import Failure, broken, cut, refused, told
+from cong.client.failure import Failure, broken, cut, document_of, refused, told
 from cong.client.patience import Patience, Tries
 from cong.client.talk import Broken, Close, Emit, Head, HttpCall, Open, Pause, Read, Talk
 from cong.errors import BadReply, ConfigError, Forbidden, Unauthenticated, Unavailable
@@ -58,6 +58,13 @@ def service_url(url: str | None, environment: Mapping[str, str] = os.environ) ->
             f"the address of {parts.hostname} holds a password; give the key by {KEY_VARIABLE} or api_key"
         )
     return given
+
+
+def _beside(url: str) -> str:
+    path = urlsplit(url).path
+    above = url.removesuffix(path) + path[: max(path.find("/v1"), 0)]
+    remedy = f"it takes the address without the paths below it: give {above}" if path else "check host and port"
+    return f"{url} has no /health: what answers there is no service of cong, or another part of one; {remedy}"
 
 
 def _state(health: HealthReply) -> str:
@@ -196,6 +203,9 @@ class Service:
             except (CutDocument, BadReply):
                 # What stands between us and the service answers 503 as well, in its own words.
                 pass
+        if head.status == 404 and document_of(body) is not None:
+            # A proxy finds nothing while a service starts. A service that looks for health in vain is asked beside it.
+            raise ConfigError(_beside(self.url))
         return self._refused(head, body)
 
     def _follow(self, call: HttpCall, resumes: bool) -> Talk[None]:

@@ -12,6 +12,7 @@ from cong.client import Patience
 from cong.client.failure import MAX_RETRY_AFTER_S, retry_after
 from cong.errors import (
     BadReply,
+    ConfigError,
     Conflict,
     CongError,
     DeadlineExceeded,
@@ -281,6 +282,24 @@ def test_waiting_for_a_service_ends_when_it_is_well(face: Face) -> None:
     )
     assert face(service).wait_ready(60.0).status == "ok"
     assert len(service.requests) == 4
+
+
+@pytest.mark.parametrize("method", ["health", "wait_ready"])
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("/v1", "give http://service.test$"),
+        ("/cong/v1/completions", "give http://service.test/cong$"),
+        ("/elsewhere", "give http://service.test$"),
+        ("", "check host and port$"),
+    ],
+)
+def test_an_address_below_the_service_s_own_is_told_at_once(face: Face, method: str, path: str, remedy: str) -> None:
+    """What answers in the words of a service, and has no health, will have none later."""
+    service = Script(error_reply(404, "not_found_error", "there is no such route"))
+    with pytest.raises(ConfigError, match=rf"^http://service.test{path} has no /health: .* {remedy}"):
+        getattr(face(service, url=f"http://service.test{path}/"), method)()
+    assert len(service.requests) == 1
 
 
 def test_waiting_for_a_service_has_a_limit_and_says_what_was_last(face: Face) -> None:
