@@ -242,6 +242,18 @@ def test_a_wrong_request_is_not_sent(face: Face, given: dict[str, Any], field: s
     assert not service.requests
 
 
+def test_a_sampling_parameter_in_the_wrong_place_is_told_its_own(face: Face) -> None:
+    service = Script(json_reply(GOOD))
+    remedy = r"temperature: is a sampling parameter; give it by parameters=SamplingParameters\(temperature=\.\.\.\)"
+    with pytest.raises(InvalidRequest, match=remedy):
+        face(service).sample("x", num_samples=2, temperature=0.7)
+    _, error = face(service).follow("x", temperature=0.7)
+    assert isinstance(error, InvalidRequest)
+    with pytest.raises(InvalidRequest, match="nonsense: is not known here"):
+        face(service).sample("x", nonsense=0.7)
+    assert not service.requests
+
+
 def test_what_only_reads_is_tried_again_too(face: Face) -> None:
     service = Script(httpx.ReadError("reset"), json_reply(info()))
     assert face(service).info() == info()
