@@ -98,6 +98,8 @@ def read_document(model: type[Model], body: bytes, url: str) -> Model:
         json.loads(body)
     except ValueError as error:
         raise CutDocument(f"the reply is no whole JSON document: {error}") from error
+    except RecursionError as error:
+        raise BadReply(f"{url}: the reply is nested deeper than any {model.__name__}; is it cong?") from error
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

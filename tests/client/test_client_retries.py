@@ -83,6 +83,7 @@ def test_trouble_that_passes_is_tried_again_under_the_same_key(face: Face, troub
         (httpx.Response(204), BadReply),
         (httpx.Response(200, json={"choices": []}), BadReply),
         (httpx.Response(200, json=[1]), BadReply),
+        pytest.param(httpx.Response(200, content=b"[" * 100_000), BadReply, id="deep"),
     ],
     ids=str,
 )
