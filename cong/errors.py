@@ -73,7 +73,7 @@ class Overloaded(RequestError):
 
 
 class Unavailable(RequestError):
-    """This process does not take work now: it starts, drains, is stuck or has failed."""
+    """This process does not take such work now: it starts, drains, is stuck or has failed, wholly or in part."""
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)

@@ -155,7 +155,7 @@ def _raw_lines(source: str) -> Iterator[bytes]:
 def _json_row(text: str, where: str) -> _Row:
     try:
         row = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return BadRow(where, f"is not JSON: {error}; one JSON object per line is needed")
     return row if isinstance(row, dict) else BadRow(where, f"is a {type(row).__name__}; a JSON object is needed")
 

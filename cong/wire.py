@@ -229,6 +229,8 @@ class HealthReply(Record):
     """Reply of `GET /health`; anything but `ok` comes with status 503."""
 
     status: Literal["ok", "starting", "draining", "stuck", "broken"]
+    reason: str = ""
+    """Why it is not ok, for people."""
     num_running: int = 0
     num_waiting: int = 0
     num_steps: int = 0

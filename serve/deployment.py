@@ -78,9 +78,11 @@ class Replica:
             return
         health = service.health()
         if health.status in ("stuck", "broken"):
+            cause = service.failure
             raise RuntimeError(
-                f"the engine is {health.status} after {health.num_steps} steps; {health.num_running} samples have seats"
-            )
+                f"{health.status}: {health.reason}; {health.num_steps} steps are done, {health.num_running} samples "
+                "have seats" + (f"; {cause!r}" if cause is not None else "")
+            ) from cause
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Change what needs no restart; `user_config` of a Serve file comes in here."""

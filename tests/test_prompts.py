@@ -160,6 +160,20 @@ def test_wrong_rows_are_named_and_do_not_hide_the_others(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}"], ids=["open", "closed"]
+)
+def test_a_line_that_is_nested_without_end_is_named_like_any_other(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "deep.jsonl"
+    path.write_text(f'{{"prompt": "one"}}\n{line}\n{{"prompt": "last"}}\n')
+    first, bad, last = open_prompts(str(path))
+    assert isinstance(first, Prompt)
+    assert isinstance(last, Prompt)
+    assert str(bad).startswith(f"{path}:2 is not JSON: ")
+    with pytest.raises(ConfigError, match=r"deep\.jsonl:2 is not JSON: maximum recursion depth"):
+        list(open_prompts(str(path)).strict())
+
+
+@pytest.mark.parametrize(
     ("rows", "columns", "complaint"),
     [
         ([{"question": "x"}], None, "has none of the columns prompt, text, messages, token_ids; it has question"),

@@ -66,7 +66,7 @@ class SamplesFile:
                 try:
                     row = json.loads(line) if line.endswith(b"\n") else {}
                     row["key"]
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise ConfigError(
                         f"{self.name} holds something else than samples after byte {good_bytes}; give another --out"
                     ) from error

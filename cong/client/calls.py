@@ -62,6 +62,9 @@ def sample_call(prompts: Prompts, options: SampleOptions, form: StreamForm) -> H
     key = fields.pop("idempotency_key", None) or uuid.uuid4().hex
     if not isinstance(key, str) or _KEY.fullmatch(key) is None:
         raise InvalidRequest("idempotency_key", f"is {key!r}; give 1 to 255 visible ASCII characters")
+    for name in fields:
+        if name in SamplingParameters.model_fields:
+            raise InvalidRequest(name, f"is a sampling parameter; give it by parameters=SamplingParameters({name}=...)")
     listed = [prompts] if isinstance(prompts, str | Prompt) else list(prompts)
     body = _body(SampleCall, {**fields, "prompts": listed, "stream": form})
     accept = JSON if form == "none" else NDJSON
@@ -95,6 +98,8 @@ def read_document(model: type[Model], body: bytes, url: str) -> Model:
         json.loads(body)
     except ValueError as error:
         raise CutDocument(f"the reply is no whole JSON document: {error}") from error
+    except RecursionError as error:
+        raise BadReply(f"{url}: the reply is nested deeper than any {model.__name__}; is it cong?") from error
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

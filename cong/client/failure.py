@@ -66,11 +66,16 @@ def cut(reason: str, url: str) -> Failure:
 def refused(head: Head, body: bytes, url: str, now_s: float) -> Failure:
     """A reply that is not a success. `now_s` is the time of day, for a Retry-After that names a date."""
     retry_after_s = retry_after(head.headers, now_s)
+    error = document_of(body)
+    return _without_document(head, body, url, retry_after_s) if error is None else told(error, url, retry_after_s)
+
+
+def document_of(body: bytes) -> ErrorBody | None:
+    """A service's own words; None where something else speaks."""
     try:
-        error = ErrorReply.model_validate_json(body).error
+        return ErrorReply.model_validate_json(body).error
     except ValidationError:
-        return _without_document(head, body, url, retry_after_s)
-    return told(error, url, retry_after_s)
+        return None
 
 
 def told(error: ErrorBody, url: str, retry_after_s: float | None = None) -> Failure:

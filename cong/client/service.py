@@ -22,7 +22,7 @@ from cong.client.calls import (
     score_call,
 )
 from cong.client.events import Heard, Lines
-from cong.client.failure import Failure, broken, cut, refused, told
+from cong.client.failure import Failure, broken, cut, document_of, refused, told
 from cong.client.patience import Patience, Tries
 from cong.client.talk import Broken, Close, Emit, Head, HttpCall, Open, Pause, Read, Talk
 from cong.errors import BadReply, ConfigError, Forbidden, Unauthenticated, Unavailable
@@ -58,6 +58,17 @@ def service_url(url: str | None, environment: Mapping[str, str] = os.environ) ->
             f"the address of {parts.hostname} holds a password; give the key by {KEY_VARIABLE} or api_key"
         )
     return given
+
+
+def _beside(url: str) -> str:
+    path = urlsplit(url).path
+    above = url.removesuffix(path) + path[: max(path.find("/v1"), 0)]
+    remedy = f"it takes the address without the paths below it: give {above}" if path else "check host and port"
+    return f"{url} has no /health: what answers there is no service of cong, or another part of one; {remedy}"
+
+
+def _state(health: HealthReply) -> str:
+    return f"it is {health.status}" + (f" ({health.reason})" if health.reason else "")
 
 
 def _key(api_key: str | None, environment: Mapping[str, str] = os.environ) -> str:
@@ -126,7 +137,7 @@ class Service:
             answer = yield from self._health(self._tries(max(0.001, min(_HEALTH_S, left_s))))
             if isinstance(answer, HealthReply) and answer.status == "ok":
                 return answer
-            state = f"it is {answer.status}" if isinstance(answer, HealthReply) else str(answer.error(""))
+            state = _state(answer) if isinstance(answer, HealthReply) else str(answer.error(""))
             if isinstance(answer, Failure) and isinstance(answer.error(""), Unauthenticated | Forbidden):
                 raise answer.error("")
             if self._times.clock() + _READY_POLL_S >= deadline:
@@ -192,6 +203,9 @@ class Service:
             except (CutDocument, BadReply):
                 # What stands between us and the service answers 503 as well, in its own words.
                 pass
+        if head.status == 404 and document_of(body) is not None:
+            # A proxy finds nothing while a service starts. A service that looks for health in vain is asked beside it.
+            raise ConfigError(_beside(self.url))
         return self._refused(head, body)
 
     def _follow(self, call: HttpCall, resumes: bool) -> Talk[None]:

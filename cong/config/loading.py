@@ -70,7 +70,7 @@ def parse_documents(text: str, origin: str) -> list[Any]:
     """The documents of a YAML text; `origin` names it in errors."""
     try:
         return list(yaml.load_all(text, Loader=_StrictLoader))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{origin} is not YAML: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from error
@@ -84,7 +84,7 @@ def parse_override(assignment: str) -> tuple[list[str], Any]:
         raise ConfigError(f"--set {assignment!r}: write it as section.key=value")
     try:
         return path, yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"--set {assignment!r}: the value is not YAML: {error}") from error
 
 

@@ -126,7 +126,7 @@ def _of_folder(folder: Path) -> NetworkSize:
             is_tied=bool(facts.get("tie_word_embeddings", False)),
             has_qkv_bias=bool(facts.get("attention_bias", facts.get("model_type") in _BIASED_TYPES)),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} does not give the sizes of a decoder ({error!r}); fetch it again") from error
     try:
         tensors = read_tensors(weight_files(folder))

@@ -115,7 +115,7 @@ def _of_file(path: Path) -> Iterator[Text]:
             answer = row["answer"]
             if not isinstance(answer, str):
                 raise TypeError(f"answer is a {type(answer).__name__}")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(
                 f"{path}:{number} is no answer ({error!r}); each line needs prompt (or messages) and answer"
             ) from error

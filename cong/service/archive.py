@@ -16,7 +16,18 @@ import numpy as np
 from cong.config.stream import ReadSettings, StreamConfig
 from cong.errors import StreamError
 from cong.schemas import SampleRecord
-from cong.stream import Ack, Draw, Level, Place, Store, StreamReader, StreamWriter, open_store, to_records
+from cong.stream import (
+    Ack,
+    Draw,
+    Level,
+    Place,
+    Store,
+    StreamReader,
+    StreamWriter,
+    open_store,
+    require_place,
+    to_records,
+)
 from cong.wire import StoredSample, StoreLevel
 
 _NUM_THREADS = 4
@@ -45,6 +56,12 @@ class Archive:
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="archive")
         self.location = store.location
 
+    @staticmethod
+    def require_place(location: str, config: StreamConfig, writer_id: str) -> None:
+        """Refuse a location where `open` would fail; costs a look at it, and leaves nothing open."""
+        store = open_store(location, config.storage_options, is_shared=config.is_shared)
+        require_place(store, config.write, writer_id)
+
     @classmethod
     def open(cls, location: str, config: StreamConfig, writer_id: str, timeout_s: float = 30.0) -> "Archive":
         """The stream at a location, written to under an id that no other process uses now."""
@@ -55,6 +72,11 @@ class Archive:
     def levels(self) -> tuple[StoreLevel, ...]:
         """What may be asked for here, weakest first."""
         return ("none", "local", "shared") if self._store.level == "shared" else ("none", "local")
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What has ended the writer for good, after which nothing can be kept here."""
+        return self._writer.failure
 
     async def find(self, keys: Sequence[str]) -> dict[str, StoredSample]:
         """Samples of these keys that are there already, whoever made them."""

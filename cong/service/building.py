@@ -55,20 +55,27 @@ def facts_of(networks: NetworkSet, max_tokens: int, defaults: SamplingParameters
 def open_service(config: RunConfig, writer_id: str) -> SampleService:
     """The service of a configuration, not started yet; `writer_id` is used by no other process at the same time.
 
-    Takes as long as the weights take to load.
+    Takes as long as the weights take to load; a stream that cannot be written is told before.
     """
+    location = config.stream.location or str(Path(config.output_dir) / "stream")
+    if config.service.may_store_prompts:
+        Archive.require_place(location, config.stream, writer_id)
     named = ", ".join(f"{role} {getattr(config.models, role).source}" for role in roles_of(config.models))
     log.info("loading %s; dtype %s, device %s", named, config.models.dtype, config.models.device)
     engine = in_a_thread_that_ends(
         lambda: open_engine(config.models, config.engine, writer=writer_id, is_for_good=True)
     )
-    archive = None
-    if config.service.may_store_prompts:
-        location = config.stream.location or str(Path(config.output_dir) / "stream")
-        archive = Archive.open(location, config.stream, writer_id, config.service.store_timeout_s)
+    try:
+        facts = facts_of(engine.networks, engine.max_tokens, config.sampling, config.engine.backend)
+        archive = None
+        if config.service.may_store_prompts:
+            # The id is claimed no earlier: from then on its former process is fenced, and readers wait for this one.
+            archive = Archive.open(location, config.stream, writer_id, config.service.store_timeout_s)
+    except BaseException:
+        engine.close()
+        raise
     if sys.getswitchinterval() > SWITCH_INTERVAL_S:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-    facts = facts_of(engine.networks, engine.max_tokens, config.sampling, config.engine.backend)
     return SampleService(engine, facts, config.service, archive)
 
 

@@ -66,6 +66,11 @@ class Reception:
         self._admission.bound(max_waiting, max_concurrent_per_key)
 
     @property
+    def failure(self) -> BaseException | None:
+        """What has ended the engine's thread before it was told to stop."""
+        return self._thread.error
+
+    @property
     def stats(self) -> EngineStats:
         """The engine's, as of its last step."""
         return self._thread.stats
@@ -96,6 +101,7 @@ class Reception:
             status = "ok"
         return HealthReply(
             status=status,
+            reason=_REASONS.get(status, ""),
             num_running=self.stats.num_running,
             num_waiting=max(0, self._admission.num_open - self.stats.num_running),
             num_steps=self._thread.num_steps,
@@ -104,9 +110,9 @@ class Reception:
 
     def require_open(self) -> None:
         """Refuse where nobody is let in."""
-        status = self.health().status
-        if status != "ok":
-            raise Unavailable(_REASONS[status], retry_after_s=5.0 if status == "stuck" else 1.0)
+        health = self.health()
+        if health.status != "ok":
+            raise Unavailable(health.reason, retry_after_s=5.0 if health.status == "stuck" else 1.0)
 
     def require_room(self, caller: str) -> None:
         """Refuse whoever could not come in even for a single sample; costs next to nothing."""

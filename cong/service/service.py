@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from cong.config.service import ServiceConfig
 from cong.engine import EngineProtocol, Rated
-from cong.errors import DeadlineExceeded, Forbidden, InvalidRequest, ModelError
+from cong.errors import DeadlineExceeded, Forbidden, InvalidRequest, ModelError, Unavailable
 from cong.schemas import SampleRecord, Score
 from cong.service.answer import COMPLETE, Answer, LiveAnswer, ReplayedAnswer, usage_of
 from cong.service.archive import Archive
@@ -43,6 +43,7 @@ T = TypeVar("T")
 _MANY_PROMPTS = 16
 _MANY_CHARS = 20_000
 _STOP_S = 10.0
+_NO_WRITER = "the stream's writer has ended; this process keeps no samples any more, another may"
 _STATES = ("ok", "starting", "draining", "stuck", "broken")
 
 
@@ -133,7 +134,15 @@ class SampleService:
 
     def health(self) -> HealthReply:
         """How it is; anything but ok means that another process should be asked."""
-        return self._reception.health()
+        health = self._reception.health()
+        if self._archive is None or self._archive.failure is None or health.status == "broken":
+            return health
+        return health.model_copy(update={"status": "broken", "reason": _NO_WRITER})
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What has broken it, for whoever keeps the log: callers are told no more than a reason."""
+        return self._reception.failure or (None if self._archive is None else self._archive.failure)
 
     def measurements(self) -> tuple[Family, ...]:
         """Every metric as of now."""
@@ -311,11 +320,14 @@ class SampleService:
     # What both ask.
 
     def _require_level(self, level: StoreLevel) -> None:
-        if level == "none" or level in self.store_levels:
+        if level == "none":
             return
         if self._archive is None:
             raise Forbidden("this deployment keeps no samples; leave `store` out, or set it to none")
-        raise InvalidRequest("store", f"is {level!r}; this deployment offers {', '.join(self.store_levels)}")
+        if level not in self.store_levels:
+            raise InvalidRequest("store", f"is {level!r}; this deployment offers {', '.join(self.store_levels)}")
+        if self._archive.failure is not None:
+            raise Unavailable(_NO_WRITER)
 
     def _deadline_s(self, asked_s: float | None) -> float:
         return min(self.config.default_deadline_s if asked_s is None else asked_s, self.config.max_deadline_s)

@@ -10,6 +10,7 @@ from cong.stream.cursor import Cursor, Draw
 from cong.stream.index import Place
 from cong.stream.listing import Listing, Span, list_stream
 from cong.stream.names import Lane
+from cong.stream.place import require_place
 from cong.stream.reader import StreamReader
 from cong.stream.retention import Retention, retain
 from cong.stream.store import Store, open_store
@@ -38,6 +39,7 @@ __all__ = [
     "list_stream",
     "open_store",
     "ragged",
+    "require_place",
     "retain",
     "to_records",
     "verify",

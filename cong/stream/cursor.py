@@ -84,7 +84,7 @@ class Cursor:
                 offset=int(content["offset"]),
                 skipped=_spans_in(content["skipped"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StreamError(f"this is not a stream cursor: {error}; take it from the checkpoint as it was") from error
 
     def needed_from(self, lane: Lane) -> int:

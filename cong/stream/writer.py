@@ -91,6 +91,11 @@ class StreamWriter:
         """Records that are not in a published segment yet."""
         return len(self._buffer)
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What has ended this writer for good; None while it can still store, if need be after more tries."""
+        return self._fatal
+
     def append(self, record: SampleRecord, level: Level = "none", timeout_s: float | None = None) -> Ack:
         """Hand in a record and wait until it is as durable as asked; an error means that it may not be stored."""
         patience_s = self._settings.timeout_s if timeout_s is None else timeout_s

@@ -14,11 +14,11 @@ router = APIRouter()
 @router.get(
     "/health",
     response_model=HealthReply,
-    responses={503: {"model": HealthReply, "description": "It takes no requests now; `status` says why"}},
+    responses={503: {"model": HealthReply, "description": "Another process should be asked; `reason` says why"}},
     summary="Whether it takes requests",
 )
 async def health(request: Request) -> Response:
-    """200 while it takes requests, else 503. Needs no key."""
+    """200 while it takes every request, else 503. Needs no key."""
     provider: ServiceProvider = request.app.state.provider
     service = provider()
     reply = HealthReply(status="starting") if service is None else service.health()

@@ -182,7 +182,9 @@ class Face:
         self.name = name
         self.clock = Clock()
 
-    def __call__(self, service: Callable[[httpx.Request], httpx.Response], patience: Patience | None = None) -> "Asker":
+    def __call__(
+        self, service: Callable[[httpx.Request], httpx.Response], patience: Patience | None = None, url: str = URL
+    ) -> "Asker":
         shared: dict[str, Any] = {
             "patience": patience,
             "transport": httpx.MockTransport(service),
@@ -191,8 +193,8 @@ class Face:
             "time_of_day": lambda: 1_800_000_000.0 + self.clock.now_s,
         }
         if self.name == "blocking":
-            return Asker(lambda: Client(URL, "k", sleep=self.clock.sleep, **shared))
-        return Asker(lambda: AsyncClient(URL, "k", sleep=self.clock.asleep, **shared))
+            return Asker(lambda: Client(url, "k", sleep=self.clock.sleep, **shared))
+        return Asker(lambda: AsyncClient(url, "k", sleep=self.clock.asleep, **shared))
 
 
 class Asker:

@@ -12,6 +12,7 @@ from cong.client import Patience
 from cong.client.failure import MAX_RETRY_AFTER_S, retry_after
 from cong.errors import (
     BadReply,
+    ConfigError,
     Conflict,
     CongError,
     DeadlineExceeded,
@@ -82,6 +83,7 @@ def test_trouble_that_passes_is_tried_again_under_the_same_key(face: Face, troub
         (httpx.Response(204), BadReply),
         (httpx.Response(200, json={"choices": []}), BadReply),
         (httpx.Response(200, json=[1]), BadReply),
+        pytest.param(httpx.Response(200, content=b"[" * 100_000), BadReply, id="deep"),
     ],
     ids=str,
 )
@@ -241,6 +243,18 @@ def test_a_wrong_request_is_not_sent(face: Face, given: dict[str, Any], field: s
     assert not service.requests
 
 
+def test_a_sampling_parameter_in_the_wrong_place_is_told_its_own(face: Face) -> None:
+    service = Script(json_reply(GOOD))
+    remedy = r"temperature: is a sampling parameter; give it by parameters=SamplingParameters\(temperature=\.\.\.\)"
+    with pytest.raises(InvalidRequest, match=remedy):
+        face(service).sample("x", num_samples=2, temperature=0.7)
+    _, error = face(service).follow("x", temperature=0.7)
+    assert isinstance(error, InvalidRequest)
+    with pytest.raises(InvalidRequest, match="nonsense: is not known here"):
+        face(service).sample("x", nonsense=0.7)
+    assert not service.requests
+
+
 def test_what_only_reads_is_tried_again_too(face: Face) -> None:
     service = Script(httpx.ReadError("reset"), json_reply(info()))
     assert face(service).info() == info()
@@ -283,10 +297,31 @@ def test_waiting_for_a_service_ends_when_it_is_well(face: Face) -> None:
     assert len(service.requests) == 4
 
 
+@pytest.mark.parametrize("method", ["health", "wait_ready"])
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("/v1", "give http://service.test$"),
+        ("/cong/v1/completions", "give http://service.test/cong$"),
+        ("/elsewhere", "give http://service.test$"),
+        ("", "check host and port$"),
+    ],
+)
+def test_an_address_below_the_service_s_own_is_told_at_once(face: Face, method: str, path: str, remedy: str) -> None:
+    """What answers in the words of a service, and has no health, will have none later."""
+    service = Script(error_reply(404, "not_found_error", "there is no such route"))
+    with pytest.raises(ConfigError, match=rf"^http://service.test{path} has no /health: .* {remedy}"):
+        getattr(face(service, url=f"http://service.test{path}/"), method)()
+    assert len(service.requests) == 1
+
+
 def test_waiting_for_a_service_has_a_limit_and_says_what_was_last(face: Face) -> None:
     service = Script(json_reply(HealthReply(status="starting"), 503))
-    with pytest.raises(Unavailable, match="not ready after 30 s: it is starting"):
+    with pytest.raises(Unavailable, match=r"not ready after 30 s: it is starting$"):
         face(service).wait_ready(30.0)
     assert face.clock.now_s <= 1030.0
+    service = Script(json_reply(HealthReply(status="broken", reason="the engine has failed"), 503))
+    with pytest.raises(Unavailable, match=r"it is broken \(the engine has failed\)$"):
+        face(service).wait_ready(10.0)
     with pytest.raises(Unauthenticated):
         face(Script(httpx.Response(401))).wait_ready(30.0)

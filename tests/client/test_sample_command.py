@@ -119,6 +119,14 @@ def test_wrong_options_are_named(
     assert complaint in capsys.readouterr().err
 
 
+def test_an_address_as_openai_s_clients_take_it_is_told_at_once(
+    service: ServiceThread, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(service, prompts, "--url", f"{service.url}/v1/", "--set", "sampling_job.ready_s=3600") == 2
+    assert f"{service.url}/v1 has no /health" in (told := capsys.readouterr().err)
+    assert told.rstrip().endswith(f"give {service.url}")
+
+
 def test_samples_have_to_go_somewhere(
     service: ServiceThread, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,7 @@ def test_all_wrong_settings_are_reported_at_once(tmp_path: Path) -> None:
         ("name: a\nname: b\n", "'name' is given twice (line 2)"),
         ("inner: [1, 2\n", "is not YAML"),
         ("- a\n- b\n", "holds a list"),
+        pytest.param("inner: " + "[" * 10_000, "bad.yaml is not YAML: maximum recursion depth", id="deep"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
     ],
 )
@@ -91,6 +92,11 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, c
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.yaml: No such file"):
         load_config(Outer, [Path("nowhere.yaml")])
+
+
+def test_an_override_that_is_nested_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the value is not YAML: maximum recursion depth"):
+        load_config(Outer, [], ["inner=" + "[" * 10_000])
 
 
 @pytest.mark.parametrize("assignment", ["inner", "=1", "a..b=1"])

@@ -86,7 +86,17 @@ def test_prompts_of_equal_tokens_are_sampled_once_and_that_is_told(
 
 
 @pytest.mark.parametrize(
-    "content", ['{"a": 1}\n{"b": 2}\n', '{"a": 1}\n', '{"a": 1}', "say a\n", "say a", '[{"key": 1}]', '{"key": "1"}']
+    "content",
+    [
+        '{"a": 1}\n{"b": 2}\n',
+        '{"a": 1}\n',
+        '{"a": 1}',
+        "say a\n",
+        "say a",
+        '[{"key": 1}]',
+        '{"key": "1"}',
+        pytest.param("[" * 100_000 + "\n", id="deep"),
+    ],
 )
 def test_a_file_of_something_else_is_not_touched(
     world: World, tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str], content: str

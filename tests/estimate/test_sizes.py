@@ -72,7 +72,16 @@ def test_an_unknown_network_is_named() -> None:
         size_of(NetworkConfig(source="nobody/knows-7B"), ModelsConfig())
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", json.dumps({"num_attention_heads": 0, "hidden_size": 8})])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        json.dumps({"num_attention_heads": 0, "hidden_size": 8}),
+        pytest.param("[" * 100_000, id="deep"),
+    ],
+)
 def test_a_configuration_of_something_else_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match="does not give the sizes of a decoder"):

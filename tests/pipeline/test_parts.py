@@ -11,6 +11,7 @@ from cong.errors import ConfigError
 from cong.lab.records import synthetic_record
 from cong.pipeline import METHODS, STAGES
 from cong.pipeline.book import GAINS, needed, through_text
+from cong.pipeline.importing import _of_file
 from cong.pipeline.ordering import InOrder, place_of
 from cong.pipeline.recipe import changes
 from tests.pipeline.conftest import Configure
@@ -67,6 +68,16 @@ def test_text_goes_between_samples_and_a_strong_model_of_other_tokens_alone() ->
 def test_what_is_missing_is_named_with_its_remedy() -> None:
     with pytest.raises(ConfigError, match=r"cong-s needs strong-base.*set models.strong.source"):
         needed(STAGES, ["cong"], GIVEN - {"strong-base"})
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[1]", '{"prompt": "a"}', '{"prompt": "a", "answer": 1}', pytest.param("[" * 100_000, id="deep")]
+)
+def test_a_line_that_is_no_answer_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(f'{{"prompt": "a", "answer": "b"}}\n{line}\n')
+    with pytest.raises(ConfigError, match=r"answers\.jsonl:2 is no answer .*; each line needs prompt"):
+        list(_of_file(path))
 
 
 @pytest.mark.parametrize("seed", range(5))

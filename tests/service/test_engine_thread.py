@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +13,15 @@ import torch
 
 from cong.config import RunConfig
 from cong.config.service import ServiceConfig
-from cong.engine import LocalEngine, open_engine
-from cong.errors import CongError
+from cong.engine import Engine, LocalEngine, open_engine
+from cong.errors import ArtefactMissing, CongError, StreamError
 from cong.schemas import Prompt
-from cong.service import SampleService, building, facts_of
+from cong.service import Archive, SampleService, building, facts_of
 from cong.service.building import in_a_thread_that_ends
+from cong.stream import list_stream
 from cong.wire import SampleCall
 from tests.engine.conftest import World
-from tests.service.serving import DEFAULTS, LIMIT_S, Troubled, make_engine, pair, run, serving, until
+from tests.service.serving import DEFAULTS, LIMIT_S, Troubled, folder_store, make_engine, pair, run, serving, until
 
 
 @pytest.mark.parametrize("niceness", [0, 3])
@@ -109,3 +111,28 @@ def test_a_service_loads_its_networks_in_such_a_thread(world: World, monkeypatch
     (thread,) = found
     assert thread is not threading.current_thread()
     assert not thread.is_alive()
+
+
+def test_a_service_that_cannot_be_made_leaves_nothing_behind(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Least of all a lane: one that was claimed and closed would tell readers that the stream has ended."""
+    store = folder_store(tmp_path)
+    models = {role: {"source": str(world.folder("llama", seed))} for role, seed in (("aligned", 1), ("base", 2))}
+    content = {"models": models, "stream": {"location": store.root}, "service": {"may_store_prompts": True}}
+
+    def fail(*_: Any) -> Archive:
+        raise StreamError("the disk is gone")
+
+    missing = {**content, "models": {**models, "base": {"source": str(tmp_path / "none")}}}
+    with pytest.raises(ArtefactMissing):
+        building.open_service(RunConfig.model_validate(missing), "w")
+    closed: list[Engine] = []
+    monkeypatch.setattr(Engine, "close", lambda engine: closed.append(engine))
+    monkeypatch.setattr(Archive, "open", fail)
+    with pytest.raises(StreamError, match="the disk is gone"):
+        building.open_service(RunConfig.model_validate(content), "w")
+    gc.unfreeze()
+    assert len(closed) == 1
+    assert not list_stream(store).lanes
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

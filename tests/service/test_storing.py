@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cong.errors import Forbidden, InvalidRequest, StreamError
+from cong.errors import Forbidden, InvalidRequest, StreamError, StreamFenced, Unavailable
 from cong.lab.disk import SimulatedDisk
 from cong.service import SampleService
 from cong.stream.store import LocalStore
@@ -168,6 +168,40 @@ def test_a_full_disk_is_an_error_and_nothing_is_acknowledged(world: World) -> No
 
     run(main())
     assert len(stored(store)) == 2
+
+
+@pytest.mark.parametrize("has_died", [False, True], ids=["fenced", "died"])
+def test_a_writer_that_has_ended_for_good_breaks_the_replica(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_died: bool
+) -> None:
+    store = folder_store(tmp_path)
+
+    def die() -> None:
+        raise MemoryError("no room at /secret/path")
+
+    async def main() -> None:
+        archive = open_archive(store)
+        async with serving(world, archive=archive) as service:
+            assert service.failure is None
+            if has_died:
+                monkeypatch.setattr(archive._writer, "_seal", die)
+            else:
+                open_archive(store)._writer.abandon()
+            with pytest.raises(StreamError if has_died else StreamFenced):
+                await ask(service, call())
+            health = service.health()
+            assert health.status == "broken"
+            assert health.reason == "the stream's writer has ended; this process keeps no samples any more, another may"
+            with pytest.raises(Unavailable, match="keeps no samples any more"):
+                await ask(service, call(prompt="good day"))
+            assert len(await ask(service, call(store="none"))) == 1, "whoever stores nothing is served"
+            service.measurements()
+            assert service.meter.value("cong_engine_health", "broken") == 1
+            assert ("no room" if has_died else "was claimed by another process") in str(service.failure)
+            archive._writer.abandon()
+
+    run(main())
+    assert not stored(store)
 
 
 def test_a_caller_that_leaves_while_its_sample_is_stored_does_not_undo_it(world: World, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_cursor_of_another_stream_is_refused(disk: SimulatedDisk, tmp_path: Pa
         StreamReader(disk_store(SimulatedDisk()))
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"version": 2}', "[1]"])
+@pytest.mark.parametrize("text", ["", "{}", '{"version": 2}', "[1]", pytest.param("[" * 100_000, id="deep")])
 def test_what_is_no_cursor_is_refused(text: str) -> None:
     with pytest.raises(StreamError, match="not a stream cursor"):
         Cursor.from_json(text)

@@ -12,9 +12,10 @@ import pytest
 from cong.config.stream import ReadSettings, WriteSettings
 from cong.errors import StreamError, StreamFenced
 from cong.lab.disk import SimulatedDisk
-from cong.stream import Ack, Lane, StreamReader, StreamWriter, list_stream, retain
-from cong.stream.names import JOURNAL, SEGMENTS
-from cong.stream.store import LocalStore
+from cong.stream import Ack, Lane, StreamReader, StreamWriter, list_stream, require_place, retain, verify
+from cong.stream.identity import read_identity
+from cong.stream.names import JOURNAL, SEGMENTS, WRITERS
+from cong.stream.store import LocalStore, open_store
 from tests.stream.streams import SMALL, cached_record, disk_store, folder_store, keys, read_keys, records, write
 
 JOURNALLED = SMALL.model_copy(update={"has_journal": True})
@@ -183,6 +184,20 @@ def test_an_identity_that_is_no_file_name_is_refused(disk: SimulatedDisk, writer
     else:
         one, other = (StreamWriter(disk_store(disk), SMALL) for _ in range(2))
         assert one.lane.writer != other.lane.writer
+
+
+@pytest.mark.parametrize("location", ["{}/stream", "memory://place"])
+def test_a_place_is_tried_without_a_claim_and_without_a_trace(tmp_path: Path, location: str) -> None:
+    store = open_store(location.format(tmp_path))
+    settings = WriteSettings(has_journal=True, journal_dir=str(tmp_path / "journal"))
+    for _ in range(2):
+        require_place(store, settings, "w")
+        assert not [*store.names(WRITERS), *store.names(SEGMENTS), *(tmp_path / "journal").iterdir()]
+        assert read_identity(store) is None
+    with StreamWriter(store, settings, "w") as writer:
+        require_place(store, settings, "w")
+        writer.append(records([1])[0], "local")
+    assert verify(store).is_sound
 
 
 def test_a_closed_writer_takes_nothing(disk: SimulatedDisk) -> None:

@@ -41,3 +41,18 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(
     assert f"port {port} of 127.0.0.1 cannot be listened on" in capsys.readouterr().err
     assert main(["--config", str(file), "--set", "service.api_keys_file=none"]) == 2
     assert "cannot read the API keys" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    for place, said in (
+        ("location={}/file", "/file/stream.json: Not a directory; check the path"),
+        ("location={}/file/stream", "/file/stream/stream.json: Not a directory; check the path"),
+        ("location=/proc/cong", "cannot make folders of /proc/cong: No such file or directory"),
+        ("location=memory://stream", "set journal_dir or has_journal=false"),
+        ("write.journal_dir={}/file/journal", "cannot make the journal's folder "),
+    ):
+        override = f"stream.{place.format(tmp_path)}"
+        assert main(["--config", str(file), "--set", override, "--set", "stream.write.has_journal=true"]) == 2
+        told = capsys.readouterr().err
+        assert said in told
+        assert "loading" not in told, override
+    assert main(["--config", str(file), "--writer", "../elsewhere"]) == 2
+    assert "writer id '../elsewhere' must match" in capsys.readouterr().err
