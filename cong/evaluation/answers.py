@@ -166,7 +166,7 @@ def _parse(line: str, where: str) -> tuple[str, str | SampleRecord]:
     """Prompt id and text of one line; a line that `cong sample` wrote is taken with its tokens."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{where} is not JSON: {error}; one JSON object per line is needed") from error
     if not isinstance(row, dict):
         raise ConfigError(f"{where} holds a JSON {type(row).__name__}; one object per line is needed")

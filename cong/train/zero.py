@@ -94,7 +94,7 @@ def read_deepspeed_file(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except OSError as error:
         raise ConfigError(f"the DeepSpeed file {path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the DeepSpeed file {path} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"the DeepSpeed file {path} holds a {type(found).__name__}; it must hold an object")

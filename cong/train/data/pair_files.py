@@ -64,7 +64,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
                 row = json.loads(text) if text.strip() else None
             except UnicodeDecodeError as error:
                 raise ConfigError(f"{path}:{number} is not UTF-8 text: {error}; save it as UTF-8") from error
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(
                     f"{path}:{number} is not JSON: {error}; a row is one JSON object on one line"
                 ) from error
