@@ -212,7 +212,9 @@ def measure(options: argparse.Namespace, work: Work, pair: tuple[Path, Path], co
         rows["published loop, the pair"] = published_loop(pair, work)
         rows["transformers generate, the pair"] = static_batch(pair, work)
         rows["transformers continuous batching, ONE network"] = continuous_batching(pair, work)
-    # As `open_engine` does for a service: else each row pays for looking at what the others have imported.
+    # As `open_engine` does for a service: else each row pays for looking at what the others have imported. The engines
+    # of the work before are not to stay.
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
     rates: dict[str, list[float]] = {name: [] for name in rows}

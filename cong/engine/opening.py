@@ -15,8 +15,8 @@ def open_engine(
 ) -> LocalEngine:
     """The networks loaded, and the engine around them.
 
-    An engine that is as old as its process `is_for_good`: Python's collections never again look at what is in memory by
-    then: some 400,000 objects of imported code, for which a full one would hold the engine a quarter of a second.
+    An engine that stays as long as its process `is_for_good`: Python's collections never again look at what is in
+    memory by then, most of it imported code, for whose sake every full one would hold the engine for many steps.
     """
     engine = _open(models, config, writer)
     if is_for_good:

@@ -82,13 +82,6 @@ struct Pool {
   }
 };
 
-// Tells the processor that so many numbers are read soon, though not before much else.
-template <typename T>
-inline void fetch(const T* from, int64_t count) {
-  for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(T)); byte += 64)
-    __builtin_prefetch(reinterpret_cast<const char*>(from) + byte, 0, 2);
-}
-
 // A tensor [S, heads, N, width] whose last dimension is contiguous.
 template <typename T>
 struct View {

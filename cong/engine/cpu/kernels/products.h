@@ -111,9 +111,7 @@ void strip(const RowOf<T>* rows, int64_t row_stride, int64_t num_rows, const T* 
       const T* from = lines + start * line_stride + first;
       // Memory is asked for what comes next in each line: so many at a time are more than it guesses.
       const T* soon = first + ahead < width ? from + ahead : from + at_once * line_stride + ahead - width;
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t byte = 0; byte < kColumns * static_cast<int64_t>(sizeof(T)); byte += 64)
-          __builtin_prefetch(reinterpret_cast<const char*>(soon + i * line_stride) + byte);
+      for (int64_t i = 0; i < count; ++i) fetch<kNear>(soon + i * line_stride, kColumns);
       T whole[at_once * kColumns];
       const bool is_whole = width - first >= kColumns;
       for (int64_t i = 0; !is_whole && i < count; ++i)

@@ -33,6 +33,16 @@ inline Vector load(const BFloat16* from) {
   return reinterpret_cast<Vector>(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16);
 }
 
+// How near to the processor numbers are fetched: next to it, or into the second cache, not to push out what is in use.
+constexpr int kNear = 3, kNearby = 2;
+
+// Tells the processor that so many numbers are read soon.
+template <int Where = kNearby, typename T>
+inline void fetch(const T* from, int64_t count) {
+  for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(T)); byte += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + byte, 0, Where);
+}
+
 // The lanes of two vectors in turn: those of their first halves, and those of their second.
 inline void interleave(Vector a, Vector b, Vector& first, Vector& second) {
 #if defined(__AVX512F__)

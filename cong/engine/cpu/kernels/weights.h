@@ -153,8 +153,7 @@ class Ahead {
   }
   int64_t num_left() const { return num_left_; }
   void fetch(int64_t count) {
-    for (; count > 0 && num_left_ > 0; --count, --num_left_, at_ += stride_)
-      for (int64_t byte = 0; byte < num_bytes_; byte += 64) __builtin_prefetch(at_ + byte, 0, 2);
+    for (; count > 0 && num_left_ > 0; --count, --num_left_, at_ += stride_) cong::fetch(at_, num_bytes_);
   }
 
  private:
