@@ -63,6 +63,8 @@ def sample_call(prompts: Prompts, options: SampleOptions, form: StreamForm) -> H
     if not isinstance(key, str) or _KEY.fullmatch(key) is None:
         raise InvalidRequest("idempotency_key", f"is {key!r}; give 1 to 255 visible ASCII characters")
     for name in fields:
+        if name in ("prompts", "stream"):
+            raise InvalidRequest(name, "is no option; prompts come first, and the method says how samples are sent")
         if name in SamplingParameters.model_fields:
             raise InvalidRequest(name, f"is a sampling parameter; give it by parameters=SamplingParameters({name}=...)")
     listed = [prompts] if isinstance(prompts, str | Prompt) else list(prompts)

@@ -250,6 +250,8 @@ def test_a_sampling_parameter_in_the_wrong_place_is_told_its_own(face: Face) -> 
         face(service).sample("x", num_samples=2, temperature=0.7)
     _, error = face(service).follow("x", temperature=0.7)
     assert isinstance(error, InvalidRequest)
+    with pytest.raises(InvalidRequest, match=r"stream: is no option; .* the method says"):
+        face(service).sample("x", stream="tokens")
     with pytest.raises(InvalidRequest, match="nonsense: is not known here"):
         face(service).sample("x", nonsense=0.7)
     assert not service.requests
