@@ -1,11 +1,11 @@
 """HAProxy's configuration is completed, or refused where it is of another form; what is put in, it understands."""
 
+import contextlib
 import resource
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -83,14 +83,15 @@ ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Ray brings HAProx
 
 @ON_LINUX
 def test_two_on_one_machine_share_no_file_and_no_port() -> None:
-    one, other = (haproxy_environment(Path("/tmp") / name) for name in ("one", "other"))
-    files = {name for name, value in one.items() if value.startswith("/tmp/o")}
-    assert files
-    assert all(one[name] != other[name] for name in files)
-    ports, others = ({value for name, value in each.items() if "PORT" in name} for each in (one, other))
-    # The system gives out ports that are free, at random: one may be given out again a moment later.
-    assert len(ports) == len(others) == 3
-    assert len(ports & others) < 2
+    one = haproxy_environment(Path("/tmp/one"))
+    ports = [int(value) for name, value in one.items() if "PORT" in name]
+    with contextlib.ExitStack() as running:  # as while the first one runs
+        for port in ports:
+            running.enter_context(socket.create_server(("127.0.0.1", port)))
+        other = haproxy_environment(Path("/tmp/other"))
+    own = {name for name, value in one.items() if value != other[name]}
+    assert {name for name, value in one.items() if "PORT" in name or value.startswith("/tmp/o")} == own
+    assert len({value for each in (one, other) for name, value in each.items() if "PORT" in name}) == 6
 
 
 @ON_LINUX
@@ -204,7 +205,7 @@ def test_it_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None
             haproxy.kill()
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(folder: Path, written: str) -> Iterator[str]:
     """HAProxy with a configuration, and the address of its entrance."""
     file = folder / "haproxy.cfg"
