@@ -78,6 +78,8 @@ def sync_folder(folder: Path) -> None:
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, their names forced to disk."""
     missing = [*itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents))]
+    if not missing and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     with naming(folder):
         for path in reversed(missing):
             path.mkdir(exist_ok=True)

@@ -62,3 +62,11 @@ def test_a_file_in_the_place_of_a_folder_is_told_by_its_name(
         write_file(Path(place), b"text")
     assert told.value.filename == place
     assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(NotADirectoryError) as told:
+            make_folder(place)
+        assert told.value.filename == str(place)

@@ -38,6 +38,7 @@ def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "Prom
     if arguments.store != "none":
         raise ConfigError("--store asks a service to keep samples; it needs --url")
     _require_weights(config)
+    _require_place(config, arguments)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     prompts = list(source.strict())
@@ -84,6 +85,18 @@ def _require_weights(config: RunConfig) -> None:
             f"sampling.weights are {weights}, and models names {len(roles)} network(s): {', '.join(roles)}; give one "
             "weight for each, or name the network that is missing"
         )
+
+
+def _require_place(config: RunConfig, arguments: argparse.Namespace) -> None:
+    """Likewise."""
+    if arguments.out is not None:
+        SamplesFile.require_place(arguments.out)
+        return
+    from cong.stream import open_store, require_place
+
+    stream = config.stream
+    store = open_store(arguments.stream, stream.storage_options, is_shared=stream.is_shared)
+    require_place(store, stream.write, arguments.writer)
 
 
 def _require_room(engine: "LocalEngine", request: "SampleRequest") -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cong.errors import ConfigError
-from cong.files import naming, open_alone
+from cong.files import make_folder, naming, open_alone
 from cong.schemas import SampleRecord
 
 _BEGINNING = b'{"schema_version":'
@@ -19,8 +19,7 @@ class SamplesFile:
         self.name = str(path)
         self._path = path
         self.keys: set[str] = set()
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"{path} is no regular file, in which samples could be found again; give another --out")
+        self.require_place(path)
         try:
             self._file = open_alone(path)
         except BlockingIOError as error:
@@ -36,6 +35,13 @@ class SamplesFile:
         except BaseException:
             self._file.close()
             raise
+
+    @staticmethod
+    def require_place(path: Path) -> None:
+        """Refuse where no such file can lie; leaves nothing but its folder."""
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is no regular file, in which samples could be found again; give another --out")
+        make_folder(path.parent)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The samples that were there at the start, as JSON."""

@@ -158,6 +158,28 @@ def test_what_the_machine_refuses_is_one_line(
     assert "samples.jsonl is no regular file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--out", "--stream"])
+def test_a_place_that_cannot_be_is_told_before_the_networks_are_loaded(
+    world: World,
+    tmp_path: Path,
+    prompts: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("the networks are loaded")
+
+    monkeypatch.setattr("cong.engine.open_engine", refused)
+    (tmp_path / "file").touch()
+    sources = [
+        f"--set=models.{role}.source={world.folder('llama', seed)}"
+        for seed, role in enumerate(("aligned", "base"), start=1)
+    ]
+    assert main(["sample", "--prompts", str(prompts), option, str(tmp_path / "file" / "below"), *sources]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+
+
 def test_no_samples_at_all_is_refused(tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "--prompts", str(prompts), "--out", str(tmp_path / "o"), "--num-samples", "0"]) == 2
     assert "--num-samples is 0; give at least 1" in capsys.readouterr().err
