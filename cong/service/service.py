@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from cong.config.service import ServiceConfig
 from cong.engine import EngineProtocol, Rated
-from cong.errors import DeadlineExceeded, Forbidden, InvalidRequest, ModelError, Unavailable
+from cong.errors import DeadlineExceeded, Forbidden, InvalidRequest, ModelError, StreamError, Unavailable
 from cong.schemas import SampleRecord, Score
 from cong.service.answer import COMPLETE, Answer, LiveAnswer, ReplayedAnswer, usage_of
 from cong.service.archive import Archive
@@ -112,7 +112,11 @@ class SampleService:
         if self._keeping is not None:
             await self._keeping.wait(self.config.store_timeout_s)
         if self._to_close is not None:
-            await self._to_close.close(self.config.store_timeout_s)
+            try:
+                await self._to_close.close(self.config.store_timeout_s)
+            except StreamError as error:
+                # Whoever waited for a sample to be kept has been told; the process ends all the same.
+                log.error("the stream could not be closed: %s", error)
 
     def adopt(self, config: ServiceConfig) -> None:
         """Go on under other deadlines, patience and bounds of admission; what was made at start stays as it is."""

@@ -50,6 +50,6 @@ def test_a_replica_without_a_writer_says_what_ended_it(world: World, tmp_path: P
                 await service.sample(SampleCall.model_validate({"prompt": "hello", "store": "local"}))
             with pytest.raises(RuntimeError, match=r"broken: the stream's writer has ended.*was claimed by another"):
                 await replica.check_health()
-            archive._writer.abandon()
+        archive._writer.abandon()
 
     run(main())

@@ -172,15 +172,19 @@ def test_a_full_disk_is_an_error_and_nothing_is_acknowledged(world: World) -> No
 
 @pytest.mark.parametrize("has_died", [False, True], ids=["fenced", "died"])
 def test_a_writer_that_has_ended_for_good_breaks_the_replica(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_died: bool
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    has_died: bool,
 ) -> None:
     store = folder_store(tmp_path)
+    archive = open_archive(store)
 
     def die() -> None:
         raise MemoryError("no room at /secret/path")
 
     async def main() -> None:
-        archive = open_archive(store)
         async with serving(world, archive=archive) as service:
             assert service.failure is None
             if has_died:
@@ -198,9 +202,10 @@ def test_a_writer_that_has_ended_for_good_breaks_the_replica(
             service.measurements()
             assert service.meter.value("cong_engine_health", "broken") == 1
             assert ("no room" if has_died else "was claimed by another process") in str(service.failure)
-            archive._writer.abandon()
 
     run(main())
+    assert "the stream could not be closed" in caplog.text
+    archive._writer.abandon()
     assert not stored(store)
 
 
