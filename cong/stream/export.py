@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cong.errors import StreamError
+from cong.files import make_folder
 from cong.stream.card import CardFacts, dataset_card
 from cong.stream.cursor import Draw
 from cong.stream.names import Lane
@@ -75,7 +76,7 @@ def export(
     schema = _schema(first)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         every = _with_first(first, rows)
         if container == "jsonl":
             num_rows = _write_jsonl(every, temporary)
