@@ -133,11 +133,15 @@ class Buffer:
         """Records from a row on."""
         return [pending for pending in (*self.sealing, *self._waiting) if pending.row >= row]
 
-    def take_waiters(self) -> "list[Future[Ack]]":
-        """Everybody who waits, to be told of a failure; the records stay."""
-        self.waited_since_s = None
+    def take_waiters(self, *, needs_segment: bool) -> "list[Future[Ack]]":
+        """Those who wait for a segment, or those for whom the journal is enough, to be told of a failure.
+
+        The records stay.
+        """
+        if needs_segment:
+            self.waited_since_s = None
         futures = []
         for pending in (*self.sealing, *self._waiting):
-            futures += [waiter.future for waiter in pending.waiters]
-            pending.waiters = []
+            futures += [waiter.future for waiter in pending.waiters if waiter.needs_segment == needs_segment]
+            pending.waiters = [waiter for waiter in pending.waiters if waiter.needs_segment != needs_segment]
         return futures

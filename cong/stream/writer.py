@@ -39,6 +39,12 @@ log = logging.getLogger(__name__)
 _RETRY_S = 1.0
 
 
+def _tell(futures: "list[Future[Ack]]", error: StreamError) -> None:
+    """Tell those who wait that what they wait for has failed."""
+    for future in futures:
+        future.set_exception(error)
+
+
 class StreamWriter:
     """An open lane of a stream; safe to share between threads."""
 
@@ -291,7 +297,7 @@ class StreamWriter:
                     self._seal()
         except BaseException as error:  # noqa: BLE001
             # Whatever it is: it is raised again in every caller, now and later.
-            self._fail(error, is_fatal=True)
+            self._end(error)
 
     def _is_due(self) -> bool:
         now_s = time.monotonic()
@@ -312,8 +318,11 @@ class StreamWriter:
         try:
             journal.append([Frame(pending.row, pending.payload or b"") for pending in batch])
         except OSError as error:
+            with self._changed:
+                self._agenda.journal_retry_at_s = time.monotonic() + _RETRY_S
+                futures = self._buffer.take_waiters(needs_segment=False)
             told = f"cannot write the journal in {self._journal_dir}: {with_remedy(error)}; nothing was acknowledged"
-            self._fail(StreamError(told))
+            _tell(futures, StreamError(told))
             return
         with self._changed:
             self._journalled_row = batch[-1].row + 1
@@ -335,10 +344,15 @@ class StreamWriter:
             require_unfenced(self._store, self.lane)
             self._store.publish(name.path, data)
         except StreamFenced as error:
-            self._fail(error, is_fatal=True)
+            self._end(error)
             return
         except StreamError as error:
-            self._fail(error)
+            # The records stay, for another try; whoever waits for the journal alone is not concerned.
+            with self._changed:
+                self._agenda.segment_retry_at_s = time.monotonic() + _RETRY_S
+                self._agenda.is_forced = False
+                futures = self._buffer.take_waiters(needs_segment=True)
+            _tell(futures, error)
             return
         self._built = None
         self._sequence += 1
@@ -366,20 +380,16 @@ class StreamWriter:
             # Its records are stored twice at worst; the next segment tries again.
             log.warning("cannot tidy the journal in %s: %s", self._journal_dir, error)
 
-    def _fail(self, error: BaseException, is_fatal: bool = False) -> None:
-        """Tell everybody who waits; the records stay buffered, for another try unless the error is fatal."""
+    def _end(self, error: BaseException) -> None:
+        """Stop for good, and tell everybody who waits."""
         with self._changed:
-            self._agenda.retry_at_s = time.monotonic() + _RETRY_S
-            self._agenda.is_forced = False
-            if is_fatal:
-                self._fatal = error
-            futures = self._buffer.take_waiters()
+            self._fatal = error
+            futures = [*self._buffer.take_waiters(needs_segment=True), *self._buffer.take_waiters(needs_segment=False)]
             self._changed.notify_all()
         told = (
             error if isinstance(error, StreamError) else StreamError(f"the writer {self.lane} has stopped: {error!r}")
         )
-        for future in futures:
-            future.set_exception(told)
+        _tell(futures, told)
 
     def _stop(self) -> None:
         with self._changed:

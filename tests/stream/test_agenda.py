@@ -13,16 +13,27 @@ SETTINGS = WriteSettings(rows_per_segment=2, max_age_s=16.0, acknowledge_s=2.0)
 moments = st.integers(0, 40).map(float)
 
 
-@given(num_records=st.integers(1, 2), waited_since_s=st.none() | moments, retry_at_s=moments, is_behind=st.booleans())
+@given(
+    num_records=st.integers(1, 2),
+    waited_since_s=st.none() | moments,
+    journal_retry_at_s=moments,
+    segment_retry_at_s=moments,
+    is_behind=st.booleans(),
+)
 def test_the_thread_wakes_when_something_is_due_and_not_before(
-    num_records: int, waited_since_s: float | None, retry_at_s: float, is_behind: bool
+    num_records: int,
+    waited_since_s: float | None,
+    journal_retry_at_s: float,
+    segment_retry_at_s: float,
+    is_behind: bool,
 ) -> None:
     buffer = Buffer(SETTINGS)
     for row in range(num_records):
         buffer.add(Pending(pack(synthetic_record(row)), row, since_s=0.0))
     buffer.waited_since_s = waited_since_s
     agenda = Agenda(SETTINGS, buffer)
-    agenda.retry_at_s = retry_at_s
+    agenda.journal_retry_at_s = journal_retry_at_s
+    agenda.segment_retry_at_s = segment_retry_at_s
 
     def is_due(now_s: float) -> bool:
         return agenda.is_seal_due(now_s) or agenda.is_commit_due(now_s, is_behind=is_behind)

