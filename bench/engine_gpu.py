@@ -34,7 +34,7 @@ from workload import conditions, write_json
 
 from cong.config.engine import EngineConfig
 from cong.engine import Engine, Generate, Rate, Rated
-from cong.models import Architecture, Network, NetworkSet, join_networks
+from cong.models import Network, NetworkSet, count_weights, describe_architecture, join_networks
 from cong.models.artefact import Artefact
 from cong.models.tokenizer import Tokenizer, load_tokenizer
 from cong.schemas import Prompt, Role, SamplingParameters
@@ -122,7 +122,6 @@ def make_pair(shape: dict[str, Any], tokenizer: Tokenizer, dtype: torch.dtype = 
     roles: tuple[Role, Role] = ("aligned", "base")
     for seed, role in enumerate(roles):
         model = make_model(shape, seed, dtype)
-        sizes = model.config
         networks.append(
             Network(
                 role=role,
@@ -130,21 +129,11 @@ def make_pair(shape: dict[str, Any], tokenizer: Tokenizer, dtype: torch.dtype = 
                 fingerprint=f"random-{seed}",
                 model=model,
                 tokenizer=tokenizer,
-                architecture=Architecture(
-                    model_type=sizes.model_type,
-                    num_layers=sizes.num_hidden_layers,
-                    num_heads=sizes.num_attention_heads,
-                    num_kv_heads=sizes.num_key_value_heads,
-                    head_dim=getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads,
-                    vocab_width=sizes.vocab_size,
-                    context_length=sizes.max_position_embeddings,
-                    layer_kinds=("full_attention",) * sizes.num_hidden_layers,
-                    is_recurrent=False,
-                ),
+                architecture=describe_architecture(model),
                 eos_ids=frozenset({1}),
                 dtype=dtype,
                 device=torch.device("cuda"),
-                num_parameters=sum(p.numel() for p in model.parameters()),
+                weights=count_weights(model),
                 own_bytes=sum(p.nbytes for p in model.parameters()),
                 artefact=Artefact(Path(), role),
             )

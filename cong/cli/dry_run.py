@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cong.config import RunConfig
-from cong.errors import ConfigError
+from cong.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
     from cong.report import Table
@@ -21,7 +21,7 @@ def print_estimate(make: "Callable[[], Table]") -> None:
 
     try:
         table = make()
-    except ConfigError as error:
+    except (ConfigError, MissingExtra) as error:
         print(f"# What it takes is not known: {error}")
         return
     text = io.StringIO()

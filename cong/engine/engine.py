@@ -194,7 +194,7 @@ class Engine:
             self._take_tokens(drawing, tokens)
             self._take_scores(chunks, scores)
             self._scheduler.retire()
-            self._count(chunks, len(tokens))
+            self._count(chunks, len(tokens), sum(map(len, scores)))
 
     def _compute(self) -> tuple[list[Chunk], Logits]:
         with self._phase("schedule"):
@@ -250,13 +250,13 @@ class Engine:
         for chunk, tokens in zip(scored, scores, strict=True):
             self._desk.take_scores(chunk.sequence, chunk.scored.start, tokens, self._clock())
 
-    def _count(self, chunks: list[Chunk], num_drawn: int) -> None:
+    def _count(self, chunks: list[Chunk], num_drawn: int, num_scored: int) -> None:
         num_computed = sum(chunk.count for chunk in chunks)
         self._counts["steps"] += 1
         self._counts["computed"] += num_computed
         self._counts["drawn"] += num_drawn
-        num_bytes = self._cost.num_bytes(sum(chunk.start + chunk.count for chunk in chunks))
-        num_operations = self._cost.num_operations(num_computed)
+        num_bytes = self._cost.num_bytes(num_computed, sum(chunk.start + chunk.count for chunk in chunks))
+        num_operations = self._cost.num_operations(num_computed, num_drawn + num_scored)
         self._counts["bytes"] += num_bytes
         self._counts["operations"] += num_operations
         self._bound_s += self._ceiling.seconds(num_bytes, num_operations)

@@ -30,17 +30,24 @@ def plan_blocks(runner: Runner, networks: NetworkSet, config: EngineConfig) -> i
 
 
 class StepCost:
-    """Lower bounds of what a step moves and computes: every weight once, every key and value it looks at."""
+    """What a step moves and computes at least: every weight once, every key and value it looks at.
+
+    Of experts those that its tokens are expected to meet if each is as likely as any other; networks that share their
+    weights are taken to send a token to the same ones.
+    """
 
     def __init__(self, networks: NetworkSet, runner: Runner) -> None:
-        self._weight_bytes = networks.own_bytes
+        self._own_bytes = networks.own_bytes
+        self._itemsize = runner.dtype.itemsize
         self._bytes_per_token = runner.bytes_per_token
-        self._operations_per_token = 2 * sum(network.num_parameters for network in networks.networks)
+        self._weights = [network.weights for network in networks.networks]
+        self._owned = [network.weights for network in networks.networks if network.base_fingerprint is None]
 
-    def num_bytes(self, context_tokens: int) -> int:
-        """Bytes of a step whose sequences look at so many tokens in all."""
-        return self._weight_bytes + context_tokens * self._bytes_per_token
+    def num_bytes(self, num_tokens: int, context_tokens: int) -> int:
+        """Bytes of a step that computes so many tokens, and whose sequences look at so many in all."""
+        unread = sum(weights.num_parameters - weights.num_read(num_tokens) for weights in self._owned)
+        return self._own_bytes - int(unread * self._itemsize) + context_tokens * self._bytes_per_token
 
-    def num_operations(self, num_tokens: int) -> int:
-        """Multiplications and additions with weights for so many computed tokens."""
-        return num_tokens * self._operations_per_token
+    def num_operations(self, num_tokens: int, num_rows: int) -> int:
+        """Multiplications and additions with weights for so many computed tokens, and logits of so many of them."""
+        return 2 * sum(weights.num_body * num_tokens + weights.num_head * num_rows for weights in self._weights)

@@ -1,97 +1,111 @@
-"""How large a network is: from its folder's config.json and headers, or for a few public families from their name.
+"""How large a network is: from its folder's config.json, or for a few public families from their name.
 
-Fetches nothing. Counts are those of dense decoders with gated feed-forward layers, which a mixture of experts is taken
-for; where the folder holds weights, their headers' count is taken instead.
+Fetches nothing, and reads no weights: the network is built without them, and counted as one that runs.
 """
 
-import json
-from dataclasses import dataclass, replace
+import copy
+import functools
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any
+
+import torch
+from torch import nn
 
 from cong.config.models import ModelsConfig, NetworkConfig
-from cong.errors import ArtefactMissing, ConfigError
-from cong.models import read_tensors, weight_files
-
-_BIASED_TYPES = ("qwen2",)
-"""Architectures whose queries, keys and values have biases although their configuration does not say so."""
+from cong.config.train import LoraSettings
+from cong.errors import ConfigError, ModelError
+from cong.models import (
+    Architecture,
+    WeightCount,
+    count_weights,
+    describe_architecture,
+    make_blueprint,
+    open_blueprint,
+)
+from cong.train.lora import add_lora
 
 
 @dataclass(frozen=True)
 class NetworkSize:
     """The sizes of a decoder that decide what it costs."""
 
-    num_layers: int
     hidden: int
-    num_heads: int
-    num_kv_heads: int
-    head: int
-    mlp: int
-    vocabulary: int
-    is_tied: bool
-    """The output head is the embedding."""
-    has_qkv_bias: bool = False
-    stated_parameters: int = 0
-    """As counted in the weights' headers; 0 = by formula."""
+    architecture: Architecture
+    weights: WeightCount
+    blueprint: nn.Module = field(repr=False, compare=False)
+    """The network without weights."""
 
     @property
-    def num_layer_matrices(self) -> int:
-        """Weights of one layer's matrices."""
-        attention = 2 * self.hidden * self.head * (self.num_heads + self.num_kv_heads)
-        return attention + 3 * self.hidden * self.mlp
+    def num_attended(self) -> int:
+        """Products of one token with another that it attends to, scores and values of all heads and layers."""
+        shape = self.architecture
+        return shape.num_attention_layers * shape.num_heads * (shape.head_dim + shape.value_dim)
 
     @property
-    def num_body(self) -> int:
-        """Weights that every token is multiplied with before the head."""
-        return self.num_layers * self.num_layer_matrices
+    def num_activations(self) -> int:
+        """Numbers of one token that all layers keep for a backward pass, with attention that keeps no square matrix.
 
-    @property
-    def num_head(self) -> int:
-        """Weights of the output head."""
-        return self.vocabulary * self.hidden
+        Of every layer: its input and the sum after attention, both normalised ones, and whatever a matrix makes of
+        them or makes them of, which is one number for as many weights as a layer is wide. What goes to experts is
+        copied for each, and so is what comes from them.
+        """
+        weights, num_layers = self.weights, self.architecture.num_layers
+        copies = sum(one.num_met * one.num_matrices for one in weights.experts)
+        return (4 * num_layers + copies) * self.hidden + weights.num_body // self.hidden
 
-    @property
-    def num_parameters(self) -> int:
-        """All of them, each counted once."""
-        if self.stated_parameters:
-            return self.stated_parameters
-        biases = (self.num_heads + 2 * self.num_kv_heads) * self.head if self.has_qkv_bias else 0
-        norms = (2 * self.num_layers + 1) * self.hidden
-        embeddings = self.num_head * (1 if self.is_tied else 2)
-        return self.num_body + self.num_layers * biases + norms + embeddings
+    def num_lora(self, settings: LoraSettings) -> int:
+        """Weights of an adapter: it is put on the blueprint, for only peft knows what it adapts of experts."""
+        with torch.device("meta"):
+            adapted = add_lora(copy.deepcopy(self.blueprint), settings)
+        return sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
 
-    @property
-    def num_keys_per_token(self) -> int:
-        """Numbers that the cache keeps of one token: keys and values of every layer."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head
 
-    def num_lora(self, rank: int) -> int:
-        """Weights of an adapter on every linear layer but the head."""
-        heads, kv_heads = self.num_heads * self.head, self.num_kv_heads * self.head
-        shapes = [(self.hidden, heads), (self.hidden, kv_heads), (self.hidden, kv_heads), (heads, self.hidden)]
-        shapes += [(self.hidden, self.mlp), (self.hidden, self.mlp), (self.mlp, self.hidden)]
-        return self.num_layers * rank * sum(inputs + outputs for inputs, outputs in shapes)
+def _facts(
+    model_type: str, layers: int, hidden: int, heads: int, kv_heads: int, mlp: int, vocabulary: int, **others: Any
+) -> dict[str, Any]:
+    """What a config.json says of a decoder's sizes."""
+    return others | {
+        "model_type": model_type,
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": mlp,
+        "vocab_size": vocabulary,
+    }
+
+
+def _experts(number: int, met: int, mlp: int, **others: Any) -> dict[str, Any]:
+    """The same of experts, as the families of Qwen name them."""
+    return others | {"num_experts": number, "num_experts_per_tok": met, "moe_intermediate_size": mlp}
 
 
 PUBLIC = {
-    # By the beginning of a folder's or hub id's last part; longer names first.
-    "Llama-3.2-1B": NetworkSize(16, 2048, 32, 8, 64, 8192, 128_256, is_tied=True),
-    "Llama-3.2-3B": NetworkSize(28, 3072, 24, 8, 128, 8192, 128_256, is_tied=True),
-    "Meta-Llama-3-8B": NetworkSize(32, 4096, 32, 8, 128, 14_336, 128_256, is_tied=False),
-    "Llama-3.1-8B": NetworkSize(32, 4096, 32, 8, 128, 14_336, 128_256, is_tied=False),
-    "Qwen2.5-0.5B": NetworkSize(24, 896, 14, 2, 64, 4864, 151_936, is_tied=True, has_qkv_bias=True),
-    "Qwen2.5-1.5B": NetworkSize(28, 1536, 12, 2, 128, 8960, 151_936, is_tied=True, has_qkv_bias=True),
-    "Qwen2.5-3B": NetworkSize(36, 2048, 16, 2, 128, 11_008, 151_936, is_tied=True, has_qkv_bias=True),
-    "Qwen2.5-7B": NetworkSize(28, 3584, 28, 4, 128, 18_944, 152_064, is_tied=False, has_qkv_bias=True),
+    # By the beginning of a folder's or hub id's last part.
+    "Llama-3.2-1B": _facts("llama", 16, 2048, 32, 8, 8192, 128_256, tie_word_embeddings=True),
+    "Llama-3.2-3B": _facts("llama", 28, 3072, 24, 8, 8192, 128_256, tie_word_embeddings=True),
+    "Meta-Llama-3-8B": _facts("llama", 32, 4096, 32, 8, 14_336, 128_256),
+    "Llama-3.1-8B": _facts("llama", 32, 4096, 32, 8, 14_336, 128_256),
+    "Qwen2.5-0.5B": _facts("qwen2", 24, 896, 14, 2, 4864, 151_936, tie_word_embeddings=True),
+    "Qwen2.5-1.5B": _facts("qwen2", 28, 1536, 12, 2, 8960, 151_936, tie_word_embeddings=True),
+    "Qwen2.5-3B": _facts("qwen2", 36, 2048, 16, 2, 11_008, 151_936, tie_word_embeddings=True),
+    "Qwen2.5-7B": _facts("qwen2", 28, 3584, 28, 4, 18_944, 152_064),
+    "Mixtral-8x7B": _facts("mixtral", 32, 4096, 32, 8, 14_336, 32_000, num_local_experts=8, num_experts_per_tok=2),
+    "OLMoE-1B-7B": _facts("olmoe", 16, 2048, 16, 16, 1024, 50_304, num_experts=64, num_experts_per_tok=8),
+    "Qwen1.5-MoE-A2.7B": _facts("qwen2_moe", 24, 2048, 16, 16, 5632, 151_936)
+    | _experts(60, 4, 1408, shared_expert_intermediate_size=5632),
+    "Qwen3-30B-A3B": _facts("qwen3_moe", 48, 2048, 32, 4, 6144, 151_936, head_dim=128) | _experts(128, 8, 768),
+    "Qwen3-235B-A22B": _facts("qwen3_moe", 94, 4096, 64, 4, 12_288, 151_936, head_dim=128) | _experts(128, 8, 1536),
 }
 
 
 def size_like(name: str) -> NetworkSize:
     """The size of a public family, by the beginning of a name."""
-    known = [size for family, size in PUBLIC.items() if name.startswith(family)]
+    known = [family for family in PUBLIC if name.startswith(family)]
     if not known:
         raise ConfigError(f"the size of {name!r} is not known; known are {', '.join(PUBLIC)}")
-    return known[0]
+    return _public(known[0])
 
 
 def size_of(network: NetworkConfig, models: ModelsConfig, otherwise: NetworkSize | None = None) -> NetworkSize:
@@ -100,36 +114,36 @@ def size_of(network: NetworkConfig, models: ModelsConfig, otherwise: NetworkSize
     if models.root is not None:
         folder = models.root / network.source
     if (folder / "config.json").is_file():
-        return _of_folder(folder)
-    known = [size for name, size in PUBLIC.items() if folder.name.startswith(name)]
-    if known or otherwise is not None:
-        return known[0] if known else cast(NetworkSize, otherwise)
+        return _of_folder(network.source, models.root, folder)
+    if any(folder.name.startswith(family) for family in PUBLIC):
+        return size_like(folder.name)
+    if otherwise is not None:
+        return otherwise
     raise ConfigError(
         f"the size of {network.source!r} is not known: {folder} holds no config.json, and the name is none of "
         f"{', '.join(PUBLIC)}; fetch its config.json, or say which of these it will be like"
     )
 
 
-def _of_folder(folder: Path) -> NetworkSize:
-    path = folder / "config.json"
+@functools.cache
+def _public(family: str) -> NetworkSize:
+    return size_of_blueprint(make_blueprint(family, PUBLIC[family]))
+
+
+def _of_folder(source: str, root: Path | None, folder: Path) -> NetworkSize:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        heads, hidden = facts["num_attention_heads"], facts["hidden_size"]
-        size = NetworkSize(
-            num_layers=facts["num_hidden_layers"],
-            hidden=hidden,
-            num_heads=heads,
-            num_kv_heads=facts.get("num_key_value_heads") or heads,
-            head=facts.get("head_dim") or hidden // heads,
-            mlp=facts["intermediate_size"],
-            vocabulary=facts["vocab_size"],
-            is_tied=bool(facts.get("tie_word_embeddings", False)),
-            has_qkv_bias=bool(facts.get("attention_bias", facts.get("model_type") in _BIASED_TYPES)),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} does not give the sizes of a decoder ({error!r}); fetch it again") from error
-    try:
-        tensors = read_tensors(weight_files(folder))
-    except ArtefactMissing:
-        return size
-    return replace(size, stated_parameters=sum(tensor.num_elements for tensor in tensors))
+        return size_of_blueprint(open_blueprint(source, root=root))
+    except (ModelError, AttributeError) as error:
+        raise ConfigError(
+            f"{folder / 'config.json'} does not give the sizes of a decoder ({error}); fetch it again"
+        ) from error
+
+
+def size_of_blueprint(model: Any) -> NetworkSize:
+    """The size of a causal language model of transformers that has no weights."""
+    return NetworkSize(
+        hidden=model.config.get_text_config(decoder=True).hidden_size,
+        architecture=describe_architecture(model),
+        weights=count_weights(model),
+        blueprint=model,
+    )

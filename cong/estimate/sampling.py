@@ -42,8 +42,14 @@ class SamplingEstimate:
     num_networks: int
     num_samples: int
     num_new_tokens: float
+    num_parameters: int
+    """Of all networks; a copy that they share counts once."""
+    num_active: int
+    """Of them, those that one token meets: all but experts that it is not sent to."""
     weights_bytes: float
-    """On every device; a copy that networks share counts once."""
+    """On every device."""
+    read_bytes: float
+    """Of weights, by a step: all but experts that none of its samples is expected to meet, if each is as likely."""
     cache_bytes_per_token: float
     """Keys and values of one token under all networks."""
     cache_bytes: float
@@ -90,8 +96,9 @@ def estimate_sampling(config: RunConfig, work: SamplingWork, machines: Machines)
     sizes = _sizes(config, named, work.like)
     width = _WIDTHS[config.models.dtype]
     copies = {(network.source, network.revision): size for network, size in zip(named, sizes, strict=True)}
-    weights_bytes = float(sum(size.num_parameters for size in copies.values()) * width)
-    per_token = float(sum(size.num_keys_per_token for size in sizes) * width)
+    weights = [size.weights for size in copies.values()]
+    weights_bytes = float(sum(each.num_parameters for each in weights) * width)
+    per_token = float(sum(size.architecture.num_kept_per_token for size in sizes) * width)
     new_tokens = float(config.sampling.max_tokens) if work.new_tokens is None else work.new_tokens
     accelerator = machines.accelerator
     free = accelerator.memory_bytes * machines.usable_memory_share - weights_bytes
@@ -104,8 +111,9 @@ def estimate_sampling(config: RunConfig, work: SamplingWork, machines: Machines)
         )
     num_running = int(min(config.engine.max_running, free // whole))
     context = work.prompt_tokens + new_tokens / 2
-    step_s = _step_s(sizes, weights_bytes, per_token, num_running, context, machines)
-    body = sum(size.num_body for size in sizes)
+    read_bytes = width * sum(each.num_read(num_running) for each in weights)
+    step_s = _step_s(sizes, read_bytes + num_running * context * per_token, num_running, machines)
+    body = sum(size.weights.num_body for size in sizes)
     prompt_s = 2 * body * work.prompt_tokens / (accelerator.operations_per_s * machines.sampling_operations_share)
     num_samples = work.num_prompts * work.num_samples
     # Samples of one prompt share its keys, so a prompt is computed once.
@@ -117,7 +125,10 @@ def estimate_sampling(config: RunConfig, work: SamplingWork, machines: Machines)
         num_networks=len(sizes),
         num_samples=num_samples,
         num_new_tokens=num_samples * new_tokens,
+        num_parameters=sum(each.num_parameters for each in weights),
+        num_active=sum(each.num_active for each in weights),
         weights_bytes=weights_bytes,
+        read_bytes=read_bytes,
         cache_bytes_per_token=per_token,
         cache_bytes=free,
         num_running=num_running,
@@ -139,12 +150,9 @@ def _sizes(config: RunConfig, named: list[NetworkConfig], like: str) -> list[Net
     return [size_of(network, config.models, otherwise) for network in named]
 
 
-def _step_s(
-    sizes: list[NetworkSize], weights_bytes: float, per_token: float, num_running: int, context: float, on: Machines
-) -> float:
-    """A step reads every weight once and every key it looks at, and multiplies; the slower of the two decides."""
-    moved = weights_bytes + num_running * context * per_token
-    operations = 2 * num_running * sum(size.num_body + size.num_head for size in sizes)
-    moving_s = moved / (on.accelerator.bandwidth_bytes_per_s * on.bandwidth_share)
+def _step_s(sizes: list[NetworkSize], moved_bytes: float, num_running: int, on: Machines) -> float:
+    """A step reads weights and every key it looks at, and multiplies; the slower of the two decides."""
+    operations = 2 * num_running * sum(size.weights.num_body + size.weights.num_head for size in sizes)
+    moving_s = moved_bytes / (on.accelerator.bandwidth_bytes_per_s * on.bandwidth_share)
     computing_s = operations / (on.accelerator.operations_per_s * on.sampling_operations_share)
     return max(moving_s, computing_s)

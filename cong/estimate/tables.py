@@ -35,7 +35,10 @@ def sampling_table(estimate: SamplingEstimate) -> Table:
         ("networks, lockstep", str(estimate.num_networks)),
         ("samples", f"{estimate.num_samples:,}"),
         ("new tokens", f"{estimate.num_new_tokens:,.0f}"),
+        ("weights", f"{estimate.num_parameters:,}"),
+        ("weights that a token meets", f"{estimate.num_active:,}"),
         ("weights on each device", size_text(estimate.weights_bytes)),
+        ("weights that a step reads", size_text(estimate.read_bytes)),
         ("keys and values of one token", size_text(estimate.cache_bytes_per_token)),
         ("room for keys and values on each device", size_text(estimate.cache_bytes)),
         ("samples at a time on each device", f"{estimate.num_running:,}"),
@@ -47,8 +50,9 @@ def sampling_table(estimate: SamplingEstimate) -> Table:
     ]
     caption = (
         f"Assumes {on.bandwidth_share:.0%} of the memory's bandwidth and {on.sampling_operations_share:.0%} of the "
-        "arithmetic that the maker states; a step reads every weight once and every key it looks at. Loading, and "
-        "waiting for machines, come on top."
+        "arithmetic that the maker states; a step reads every key it looks at and every weight once, of experts those "
+        "that its samples are expected to meet if each expert is as likely as any other. Loading, and waiting for "
+        "machines, come on top."
     )
     return Table(f"Sampling on {_where(on)}", _COLUMNS, rows, caption)
 
@@ -58,6 +62,7 @@ def training_table(estimate: TrainingEstimate) -> Table:
     on = estimate.machines
     rows: list[tuple[str, Cell]] = [
         ("weights", f"{estimate.num_parameters:,}"),
+        ("weights that a token meets", f"{estimate.num_active:,}"),
         ("weights that are trained", f"{estimate.num_trained:,}"),
         ("optimiser steps", f"{estimate.num_steps:,}"),
         ("tokens", f"{estimate.num_tokens:,.0f}"),

@@ -36,6 +36,8 @@ class TrainingEstimate:
 
     machines: Machines
     num_parameters: int
+    num_active: int
+    """Of them, those that one token meets: all but experts that it is not sent to."""
     num_trained: int
     num_steps: int
     num_tokens: float
@@ -82,7 +84,8 @@ def estimate_training(config: RunConfig, work: TrainingWork, machines: Machines)
     if not trained.source and otherwise is None:
         raise ConfigError("there is nothing to train: give train.network.source or models.strong.source")
     size = size_of(trained, config.models, otherwise)
-    num_trained = size.num_parameters if train.lora is None else size.num_lora(train.lora.rank)
+    num_parameters = size.weights.num_parameters
+    num_trained = num_parameters if train.lora is None else size.num_lora(train.lora)
     is_paired = train.data.kind != "stream"
     num_sequences = work.num_examples * (2 if is_paired else 1)
     num_tokens = num_sequences * (work.prompt_tokens + work.response_tokens)
@@ -97,12 +100,13 @@ def estimate_training(config: RunConfig, work: TrainingWork, machines: Machines)
     epochs = num_steps / steps_per_epoch if steps_per_epoch else 0.0
     operations = (epochs * _num_passes(train) + num_frozen) * one_pass
     on = machines.accelerator
-    weights_bytes, host_bytes = _model_bytes(train, size.num_parameters, num_trained, machines.num_devices)
+    weights_bytes, host_bytes = _model_bytes(train, num_parameters, num_trained, machines.num_devices)
     checkpoint_bytes = _checkpoint_bytes(train, num_trained)
-    exported = size.num_parameters * _BFLOAT16
+    exported = num_parameters * _BFLOAT16
     return TrainingEstimate(
         machines=machines,
-        num_parameters=size.num_parameters,
+        num_parameters=num_parameters,
+        num_active=size.weights.num_active,
         num_trained=num_trained,
         num_steps=num_steps,
         num_tokens=epochs * num_tokens,
@@ -118,8 +122,8 @@ def estimate_training(config: RunConfig, work: TrainingWork, machines: Machines)
 
 def _pass_operations(size: NetworkSize, num_tokens: float, num_responses: float, length: float) -> float:
     """One forward pass; the head is computed at responses only, and attention looks at half the sequence on average."""
-    attention = 2 * size.num_layers * size.num_heads * size.head * length / 2
-    return _PASS_OPERATIONS * (num_tokens * (size.num_body + attention) + num_responses * size.num_head)
+    per_token = size.weights.num_body + size.num_attended * length / 2
+    return _PASS_OPERATIONS * (num_tokens * per_token + num_responses * size.weights.num_head)
 
 
 def _num_passes(train: TrainConfig) -> int:
@@ -149,16 +153,13 @@ def _checkpoint_bytes(train: TrainConfig, num_trained: int) -> float:
 
 
 def _activation_bytes(train: TrainConfig, size: NetworkSize) -> float:
-    """What a micro-batch keeps for its backward pass, with attention that keeps no square matrix.
-
-    Of every layer: its input and the sum after attention, both normalised ones, queries, keys, values, attention's
-    output, and three products of the feed-forward part. With checkpointing only the input, and one layer whole.
-    """
+    """What a micro-batch keeps for its backward pass. With checkpointing only layers' inputs, and one layer whole."""
     tokens = max(train.batches.max_tokens_per_micro_batch, train.batches.max_example_tokens)
     width = _BFLOAT16 if train.precision == "bfloat16" else _FLOAT32
-    heads = (2 * size.num_heads + 2 * size.num_kv_heads) * size.head
-    layer = 4 * size.hidden + heads + 3 * size.mlp
-    kept = size.num_layers * size.hidden + layer if train.has_activation_checkpointing else size.num_layers * layer
+    kept = float(size.num_activations)
+    if train.has_activation_checkpointing:
+        num_layers = size.architecture.num_layers
+        kept = num_layers * size.hidden + kept / num_layers
     # Logits once as they come and once as gradient.
-    logits = 2 * size.vocabulary
-    return float(tokens * width * (kept + logits))
+    logits = 2 * size.architecture.vocab_width
+    return tokens * width * (kept + logits)

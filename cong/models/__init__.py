@@ -4,13 +4,14 @@ The one place that imports transformers besides the lab. Safetensors only, remot
 training.
 """
 
+from cong.models.architecture import Architecture, describe_architecture
 from cong.models.artefact import Artefact, open_artefact, weight_files
 from cong.models.attention import register_attention, use_attention
+from cong.models.blueprint import make_blueprint, open_blueprint
 from cong.models.chat import TEMPLATE_DATE, prompt_token_ids, render_chat, render_text
 from cong.models.deployment import ROLES, describe_networks, load_networks, roles_of
 from cong.models.fingerprint import fingerprint_adapter, fingerprint_tokenizer, fingerprint_weights
 from cong.models.network import (
-    Architecture,
     Network,
     attach_adapter,
     describe_network,
@@ -28,6 +29,7 @@ from cong.models.tokenizer import (
     load_tokenizer,
     token_texts,
 )
+from cong.models.weight_count import Experts, WeightCount, count_weights
 from cong.models.weights import MemoryEstimate, available_memory, estimate_memory, read_tensors
 
 __all__ = [
@@ -36,14 +38,18 @@ __all__ = [
     "TEMPLATE_DATE",
     "Architecture",
     "Artefact",
+    "Experts",
     "MemoryEstimate",
     "Network",
     "NetworkSet",
     "RewardModel",
     "Tokenizer",
+    "WeightCount",
     "attach_adapter",
     "available_memory",
     "check_reward_model",
+    "count_weights",
+    "describe_architecture",
     "describe_network",
     "describe_networks",
     "detokenize",
@@ -59,7 +65,9 @@ __all__ = [
     "load_networks",
     "load_reward_model",
     "load_tokenizer",
+    "make_blueprint",
     "open_artefact",
+    "open_blueprint",
     "prompt_token_ids",
     "read_tensors",
     "register_attention",

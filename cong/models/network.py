@@ -18,35 +18,24 @@ from torch import nn
 from cong.errors import ArtefactMissing, ConfigError, ModelError, UnsupportedModel
 from cong.files import make_folder
 from cong.models.adapter import Adapter, apply_adapter, open_adapter, require_own_base, share_weights
+from cong.models.architecture import Architecture, describe_architecture
 from cong.models.artefact import Artefact, open_artefact, read_json, weight_files
 from cong.models.fingerprint import fingerprint_adapted, fingerprint_adapter, fingerprint_weights
-from cong.models.pretrained import load_weights, own_weights, parse_device, parse_dtype, read_config
+from cong.models.pretrained import (
+    build_without_weights,
+    load_weights,
+    own_weights,
+    parse_device,
+    parse_dtype,
+    read_config,
+)
 from cong.models.silence import silence
 from cong.models.tokenizer import Tokenizer, end_ids, has_tokenizer, tokenizer_of
+from cong.models.weight_count import WeightCount, count_weights
 from cong.models.weights import estimate_memory, read_tensors, require_memory
 from cong.schemas import NetworkIdentity, Role
 
-_PAGEABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes of a network; what attention does in each layer is learned by running it."""
-
-    model_type: str
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_width: int
-    """Width of the logits, padding included."""
-    context_length: int | None
-    """None = the configuration sets no limit."""
-    layer_kinds: tuple[str, ...]
-    """transformers' name of each layer's kind of attention or state."""
-    is_recurrent: bool
-    """Some layer keeps a state that is not keys and values per position, so the network cannot be paged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +53,17 @@ class Network:
     eos_ids: frozenset[int]
     dtype: torch.dtype
     device: torch.device
-    num_parameters: int
+    weights: WeightCount
     own_bytes: int
     """Memory of its own weights; those shared with another network are counted there."""
     artefact: Artefact
     base_fingerprint: str | None = None
     """Fingerprint of the network whose weights this one shares; None = it has its own."""
+
+    @property
+    def num_parameters(self) -> int:
+        """All weights, those included that it shares with another network."""
+        return self.weights.num_parameters
 
     @property
     def identity(self) -> NetworkIdentity:
@@ -112,11 +106,11 @@ def load_network(
         fingerprint=fingerprint_weights(artefact.folder),
         model=model,
         tokenizer=tokenizer,
-        architecture=_describe(model),
+        architecture=describe_architecture(model),
         eos_ids=_end_ids(artefact.folder, tokenizer),
         dtype=torch_dtype,
         device=torch_device,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        weights=count_weights(model),
         own_bytes=_num_bytes(model),
         artefact=artefact,
     )
@@ -144,20 +138,18 @@ def describe_network(
     config = _check_config(artefact, may_be_quantized=True)
     tokenizer = tokenizer_of(artefact, chat_template=chat_template)
     estimate = estimate_memory(read_tensors(weight_files(artefact.folder)), torch_dtype)
-    with silence(), torch.device("meta"):
-        maker: Any = transformers.AutoModelForCausalLM
-        model = maker.from_config(config, dtype=torch_dtype)
+    model = build_without_weights(config, artefact.name, torch_dtype)
     return Network(
         role=role,
         name=artefact.name,
         fingerprint=fingerprint_weights(artefact.folder),
-        model=model.eval().requires_grad_(False),
+        model=model,
         tokenizer=tokenizer,
-        architecture=_describe(model),
+        architecture=describe_architecture(model),
         eos_ids=_end_ids(artefact.folder, tokenizer),
         dtype=torch_dtype,
         device=torch.device("meta"),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        weights=count_weights(model),
         own_bytes=estimate.weights_bytes,
         artefact=artefact,
     )
@@ -203,7 +195,7 @@ def _with_adapter(
         model=model,
         tokenizer=tokenizer,
         eos_ids=base.eos_ids | end_ids(tokenizer.eos_id),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        weights=count_weights(model),
         own_bytes=_num_bytes(model) if is_merged else _num_bytes(model, beside=base.model),
         base_fingerprint=None if is_merged else base.fingerprint,
     )
@@ -245,26 +237,6 @@ def _num_bytes(model: nn.Module, beside: nn.Module | None = None) -> int:
     """Memory of a model's parameters, without those that it shares with another model."""
     shared = set() if beside is None else {parameter.data_ptr() for parameter in beside.parameters()}
     return sum(parameter.nbytes for parameter in model.parameters() if parameter.data_ptr() not in shared)
-
-
-def _describe(model: Any) -> Architecture:
-    config = model.config.get_text_config(decoder=True)
-    # A purely recurrent network has no heads.
-    num_layers, num_heads = int(config.num_hidden_layers), int(getattr(config, "num_attention_heads", 0))
-    default_kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
-    layer_kinds = tuple(getattr(config, "layer_types", None) or (default_kind,) * num_layers)
-    context_length = getattr(config, "max_position_embeddings", None)
-    return Architecture(
-        model_type=str(config.model_type),
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=int(getattr(config, "num_key_value_heads", None) or num_heads),
-        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // max(1, num_heads)),
-        vocab_width=int(model.get_output_embeddings().weight.shape[0]),
-        context_length=None if context_length is None else int(context_length),
-        layer_kinds=layer_kinds,
-        is_recurrent=bool(getattr(model, "_is_stateful", False)) or not _PAGEABLE_LAYERS.issuperset(layer_kinds),
-    )
 
 
 def _end_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:

@@ -56,6 +56,22 @@ def read_config(artefact: Artefact) -> Any:
         ) from error
 
 
+def build_without_weights(config: Any, name: str, dtype: torch.dtype | None = None) -> nn.Module:
+    """The causal language model of a configuration on torch's meta device: shapes only, in no time and no memory."""
+    maker: Any = transformers.AutoModelForCausalLM
+    try:
+        with silence(), torch.device("meta"):
+            # Attention by code of transformers' own, whatever config.json wishes for and this machine lacks.
+            model: nn.Module = maker.from_config(config, dtype=dtype, attn_implementation="eager")
+    except Exception as error:  # in the code of any family, where a number of the configuration makes no sense
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UnsupportedModel(
+            f"{name} cannot be used: transformers {transformers.__version__} makes no causal language model of its "
+            f"config.json ({reason})"
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
 def load_weights(auto_class: Any, artefact: Artefact, config: Any, dtype: torch.dtype) -> nn.Module:
     """The model that an auto class of transformers makes of safetensors files, frozen, in evaluation mode."""
     try:

@@ -1,13 +1,12 @@
 """How much arithmetic a step needs at least, and how much the device can do: the share that training reaches."""
 
 import time
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from cong.config.train import Precision
+from cong.models import count_weights
 
 PEAK_TERAFLOPS = {
     # Dense bfloat16 matrix products, as the makers state them.
@@ -27,38 +26,19 @@ class StepArithmetic:
 
     def __init__(self, model: nn.Module, *, is_recomputed: bool) -> None:
         """Taken before a backend divides the weights; `is_recomputed`: activations are computed twice."""
-        network: Any = model
-        head = network.get_output_embeddings().weight
-        weights = [weight for name, weight in model.named_parameters() if not name.endswith("bias")]
-        matrices = {id(weight): weight for weight in weights if weight.ndim == 2}
-        embeddings = {
-            id(module.weight)
-            for module in model.modules()
-            if isinstance(module, nn.Embedding) and module.weight is not head
-        }
-        self._num_head: int = head.numel()
-        self._num_body: int = sum(
-            weight.numel() for key, weight in matrices.items() if key not in embeddings and weight is not head
+        self._weights = count_weights(model)
+        has_frozen = any(
+            not weight.requires_grad
+            for name, weight in model.named_parameters()
+            if weight.ndim > 1 and not name.endswith("bias")
         )
-        self._num_body += _num_met_of_experts(weights, network.config.get_text_config())
-        has_frozen = any(not weight.requires_grad for weight in matrices.values())
         # Forward, gradients of activations, gradients of weights; an adapter's base has no gradients of its own.
         self._passes = 2 + 2 + (0 if has_frozen else 2) + (2 if is_recomputed else 0)
 
     def operations(self, num_tokens: int, num_response_tokens: int) -> float:
         """Floating-point operations of a step."""
-        return float(self._passes * (self._num_body * num_tokens + self._num_head * num_response_tokens))
-
-
-def _num_met_of_experts(weights: Sequence[nn.Parameter], config: Any) -> int:
-    """Weights of experts that a token is multiplied with; one tensor holds a matrix of every expert of a layer.
-
-    Nothing where the configuration does not say how many experts a token is sent to.
-    """
-    num_met = getattr(config, "num_experts_per_tok", None) or 0
-    num_experts = [getattr(config, name, None) for name in ("num_experts", "num_local_experts")]
-    stacks = [weight for weight in weights if weight.ndim == 3 and weight.shape[0] in num_experts]
-    return sum(num_met * stack[0].numel() for stack in stacks)
+        weights = self._weights
+        return float(self._passes * (weights.num_body * num_tokens + weights.num_head * num_response_tokens))
 
 
 def peak_operations_per_s(device: torch.device, precision: Precision, stated_teraflops: float = 0.0) -> float:

@@ -15,23 +15,11 @@ from torch import nn
 
 from cong.models import Network, NetworkSet, join_networks, load_network, use_attention
 from cong.schemas import Role
+from tests.models.mixtures import SMALL
 
-VOCAB = 61
-EOS = 1
+VOCAB, EOS = SMALL["vocab_size"], SMALL["eos_token_id"]
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,;!?"
 
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 160,
-    "bos_token_id": 0,
-    "eos_token_id": EOS,
-    "pad_token_id": 2,
-}
 PLAIN = {name: value for name, value in SMALL.items() if name not in ("num_key_value_heads",)}
 
 FAMILIES: dict[str, Callable[[], Any]] = {

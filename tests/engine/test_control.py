@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from cong.decoding import prompt_seed
 from cong.engine import Engine, Event, Generate, Rate, Rated, SampleFinished, TokenDrawn, scheduler, sequence
 from cong.engine.blocks import prefix_keys
 from cong.errors import InvalidRequest, NotEnoughMemory, PromptTooLong
+from cong.models import attach_adapter, join_networks
 from cong.schemas import Message, Prompt, SampleRequest, SamplingParameters, canonical_json
-from tests.engine.conftest import World
+from tests.engine.conftest import FAMILIES, World, load, save_adapter, save_network
+from tests.models.mixtures import MIXTURES
 
 CONFIG = EngineConfig(max_running=8, max_step_tokens=32, block_size=4, kv_memory_bytes=2**20)
 PROMPT = Prompt(text="hello")
@@ -256,6 +259,41 @@ def test_the_share_of_the_bound_is_what_steps_need_over_what_they_take(world: Wo
     assert stats.bytes_moved / ceiling.bytes_per_s <= stats.bound_s * (1 + 1e-9)
     assert stats.num_operations / ceiling.operations_per_s <= stats.bound_s * (1 + 1e-9)
     assert stats.share_of_bound == stats.bound_s / sum(stats.seconds.values()) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("config", "num_met"),
+    [(FAMILIES["llama"](), 3 * 32 * 48), (MIXTURES["mixtral"](), 2 * 3 * 32 * 48 + 8 * 32)],
+    ids=["dense", "mixture"],
+)
+def test_operations_and_bytes_by_hand(config: Any, num_met: int, tmp_path: Path) -> None:
+    """A token meets 2 of 8 experts, and logits are computed only to draw from them."""
+    network = load(save_network(tmp_path / "network", config, 1))
+    engine = Engine(join_networks([network]), EngineConfig(kv_memory_bytes=2**22))
+    prompt = Prompt(token_ids=tuple(range(3, 13)))
+    engine.submit(Generate("r", prompt, SamplingParameters.plain(max_tokens=5, ignore_eos=True), (0,)))
+    drain(engine)
+    stats = engine.stats()
+    attention = 2 * 32 * 8 * (4 + 2)
+    assert stats.num_operations == 2 * (14 * 2 * (attention + num_met) + 5 * 61 * 32)
+    # Steps of 10 tokens, 1, 1, 1 and 1, which look at 10, 11, 12, 13 and 14; of 8 experts a token leaves 6 out.
+    is_mixture = hasattr(config, "num_local_experts")
+    unmet = is_mixture * 2 * 8 * 3 * 32 * 48 * sum(0.75**number for number in (10, 1, 1, 1, 1))
+    weights = 5 * network.num_parameters - unmet
+    assert stats.bytes_moved == pytest.approx(4 * weights + 60 * engine._runner.bytes_per_token, abs=5)
+
+
+def test_a_mixture_under_an_adapter_is_read_once(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    folder = save_network(tmp_path / "network", MIXTURES["mixtral"](), 1)
+    save_adapter(tmp_path / "adapter", folder, ["q_proj"])
+    base = load(folder, "base")
+    aligned = attach_adapter(base, str(tmp_path / "adapter"), role="aligned")
+    engine = Engine(join_networks([aligned, base]), EngineConfig(kv_memory_bytes=2**22))
+    adapter = 2 * 2 * 4 * 32  # rank 4, in and out, 2 layers
+    assert aligned.weights.num_body - base.weights.num_body == adapter
+    assert engine._cost.num_bytes(1, 0) == 4 * (base.weights.num_active + adapter)
+    assert engine._cost.num_operations(1, 0) == 2 * (2 * base.weights.num_body + adapter)
 
 
 def test_the_samples_of_a_request_go_through_its_prompt_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from cong.engine.runner import Runner
 from cong.engine.scheduler import Chunk
 from cong.engine.sequence import Sequence
 from cong.schemas import SamplingParameters
-from tests.engine.conftest import FAMILIES, SMALL, World, load, save_network
+from tests.engine.conftest import FAMILIES, World, load, save_network
+from tests.models.mixtures import SMALL
 
 OF_THE_KIND = {"llama", "llama-tied", "mistral-window", "qwen2", "qwen3", "phi3"}
 

@@ -5,11 +5,13 @@ from typing import get_args
 
 import pytest
 
+from cong.cli.dry_run import print_estimate
 from cong.config import RunConfig, load_config
 from cong.config.estimate import Device
-from cong.errors import ConfigError
+from cong.errors import ConfigError, MissingExtra
 from cong.estimate.accelerators import ACCELERATORS
 from cong.estimate.planned import planned_sampling, planned_training
+from cong.report import Table
 
 PAIR = (
     "models.aligned.source=a/Llama-3.2-3B-dpo",
@@ -78,6 +80,14 @@ def test_training_steps_by_hand(tmp_path: Path) -> None:
     assert estimate.num_tokens == 2 * 130 * 500
     away = planned_training(run("train.network.source=Llama-3.2-3B", "estimate.num_prompts=640"))
     assert away.num_steps == 10
+
+
+def test_a_dry_run_says_which_package_an_estimate_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    def make() -> Table:
+        raise MissingExtra("lora", "peft")
+
+    print_estimate(make)
+    assert capsys.readouterr().out.startswith("# What it takes is not known: this needs the package 'peft'")
 
 
 def test_without_a_device_it_is_said_what_to_set() -> None:

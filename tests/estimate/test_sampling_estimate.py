@@ -10,6 +10,7 @@ from cong.config.stream import WriteSettings
 from cong.errors import ConfigError
 from cong.estimate import SamplingWork, estimate_sampling, machines, sampling_table
 from cong.estimate.accelerators import ACCELERATORS, Machines
+from cong.estimate.tables import size_text
 from cong.lab.records import synthetic_record
 from cong.stream import StreamWriter
 from cong.stream.filesystem import LocalFileSystem
@@ -30,7 +31,8 @@ def test_a_step_of_a_pair_by_hand() -> None:
     config = pair(engine__max_running=64)
     estimate = estimate_sampling(config, SamplingWork(1, 64, prompt_tokens=1000, new_tokens=48), WHOLE)
     weights, cache = 2 * 2 * 3_212_749_824, 2 * 2 * 57_344
-    assert estimate.weights_bytes == weights == 12_850_999_296
+    assert estimate.weights_bytes == estimate.read_bytes == weights == 12_850_999_296
+    assert estimate.num_parameters == estimate.num_active == 2 * 3_212_749_824
     assert estimate.cache_bytes_per_token == cache == 229_376
     assert estimate.num_running == 64
     assert estimate.step_s == pytest.approx((12_850_999_296 + 64 * 1024 * 229_376) / 4.8e12)
@@ -45,6 +47,32 @@ def test_the_time_of_a_run_by_hand() -> None:
     assert estimate.device_hours * 3600 == pytest.approx(1280 / 64 * 48 * estimate.step_s + prompts_s)
     assert estimate.num_new_tokens == 1280 * 48
     assert estimate.tokens_per_s == pytest.approx(1280 * 48 / (estimate.device_hours * 3600))
+
+
+@pytest.mark.parametrize("num_running", [1, 16, 256])
+def test_a_step_reads_the_experts_that_its_samples_are_expected_to_meet(num_running: int) -> None:
+    config = pair("Qwen3-30B-A3B", engine__max_running=num_running)
+    work = SamplingWork(1, num_running, prompt_tokens=96, new_tokens=8)
+    estimate = estimate_sampling(config, work, Machines(ACCELERATORS["B200"], 1, 1.0, 1.0, 1.0, 1.0))
+    assert estimate.num_running == num_running
+    assert (estimate.num_parameters, estimate.num_active) == (2 * 30_532_122_624, 2 * 3_353_032_704)
+    assert estimate.weights_bytes == 2 * 2 * 30_532_122_624
+    # Of 128 experts of 3 times 2,048 by 768 weights in each of 48 layers, a sample leaves 120 out.
+    unmet = 48 * 128 * (120 / 128) ** num_running * 3 * 2048 * 768
+    assert estimate.read_bytes == pytest.approx(2 * 2 * (30_532_122_624 - unmet))
+    cache = num_running * 100 * 2 * 2 * 2 * 48 * 4 * 128
+    assert estimate.step_s == pytest.approx((estimate.read_bytes + cache) / 8e12)
+    rows = {str(row[0]): row[1] for row in sampling_table(estimate).rows}
+    assert rows["weights that a token meets"] == "6,706,065,408"
+    assert rows["weights that a step reads"] == size_text(estimate.read_bytes)
+
+
+def test_large_batches_of_a_mixture_are_bound_by_the_experts_that_are_met() -> None:
+    work = SamplingWork(1, prompt_tokens=10, new_tokens=10)
+    config = pair("Mixtral-8x7B", engine__max_running=100_000, sampling__max_tokens=10)
+    estimate = estimate_sampling(config, work, Machines(ACCELERATORS["H200"], 1, 1.0, 1.0, 1.0, 2.0))
+    body_and_head = 2 * (12_617_515_008 + 32_000 * 4096)
+    assert estimate.step_s == pytest.approx(2 * estimate.num_running * body_and_head / 989e12)
 
 
 def test_large_batches_are_bound_by_arithmetic() -> None:

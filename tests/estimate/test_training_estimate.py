@@ -1,21 +1,22 @@
 """What training takes: numbers by hand, agreement with a real network's arithmetic and a real checkpoint, laws."""
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+import transformers
 
-import cong
 from cong.cli import main
 from cong.config import RunConfig, load_config
 from cong.errors import ConfigError
 from cong.estimate import TrainingWork, estimate_training, machines, training_table
 from cong.estimate.accelerators import ACCELERATORS, Machines
-from cong.estimate.network_size import size_of
+from cong.estimate.network_size import size_of_blueprint
 from cong.estimate.training import _pass_operations
-from cong.models import load_network
 from cong.train.arithmetic import PEAK_TERAFLOPS, StepArithmetic
+from tests.engine.conftest import FAMILIES
+from tests.models.mixtures import MIXTURES
 
-ASSETS = Path(cong.__file__).parent / "lab" / "assets"
 WHOLE = Machines(ACCELERATORS["A100-80GB"], 8, 1.0, 1.0, 1.0, 1.0)
 STATED = ("models.strong.source=Meta-Llama-3-8B-Instruct", "train.backend=deepspeed", "train.deepspeed.zero_stage=3")
 
@@ -95,6 +96,7 @@ def test_a_run_that_stops_early_takes_less() -> None:
 
 
 def test_an_adapter_trains_few_weights_and_keeps_the_others() -> None:
+    pytest.importorskip("peft")
     estimate = estimate_training(run("train.lora.rank=8"), TrainingWork(64), WHOLE)
     whole = estimate_training(run(), TrainingWork(64), WHOLE)
     assert estimate.num_trained == 32 * 8 * ((4096 + 4096) * 2 + (4096 + 1024) * 2 + (4096 + 14_336) * 3)
@@ -103,15 +105,55 @@ def test_an_adapter_trains_few_weights_and_keeps_the_others() -> None:
     assert estimate.weights_bytes < 0.2 * whole.weights_bytes
 
 
+def test_an_adapter_on_some_layers_has_the_weights_of_those() -> None:
+    pytest.importorskip("peft")
+    estimate = estimate_training(run("train.lora={rank: 8, target_modules: [o_proj]}"), TrainingWork(64), WHOLE)
+    assert estimate.num_trained == 32 * 8 * (4096 + 4096)
+    with pytest.raises(ConfigError, match=r"train\.lora\.target_modules \['nothing'\] cannot be used"):
+        estimate_training(run("train.lora={rank: 8, target_modules: [nothing]}"), TrainingWork(64), WHOLE)
+
+
+@pytest.mark.parametrize("make", [*FAMILIES.values(), *MIXTURES.values()], ids=[*FAMILIES, *MIXTURES])
 @pytest.mark.parametrize("is_recomputed", [False, True])
-def test_arithmetic_agrees_with_the_training_loops_own_count(is_recomputed: bool) -> None:
-    network = load_network(str(ASSETS / "strong_base"), role="strong", dtype="float32", device="cpu")
-    model = network.model.requires_grad_(True)
+def test_arithmetic_agrees_with_the_training_loops_own_count(make: Callable[[], Any], is_recomputed: bool) -> None:
+    networks: Any = transformers.AutoModelForCausalLM
+    model = networks.from_config(make())
     counted = StepArithmetic(model, is_recomputed=is_recomputed).operations(1000, 300)
-    config = load_config(RunConfig, [], [f"models.strong.source={ASSETS / 'strong_base'}"])
-    size = size_of(config.models.strong, config.models)
     # Without attention, which that count leaves out.
-    assert (4 if is_recomputed else 3) * _pass_operations(size, 1000, 300, 0) == counted
+    assert (4 if is_recomputed else 3) * _pass_operations(size_of_blueprint(model), 1000, 300, 0) == counted
+
+
+def test_a_mixture_is_kept_whole_and_computed_in_part() -> None:
+    config = load_config(RunConfig, [], ["models.strong.source=Qwen3-30B-A3B", *STATED[1:]])
+    estimate = estimate_training(config, TrainingWork(64, 200, 400), WHOLE)
+    bucket = 2 * 200_000_000
+    assert estimate.weights_bytes == pytest.approx(30_532_122_624 * 18 / 8 + bucket, abs=8)
+    assert estimate.checkpoint_bytes == 14 * 30_532_122_624
+    assert (estimate.num_parameters, estimate.num_active) == (30_532_122_624, 3_353_032_704)
+    # A token meets 2,730,491,904 weights of layers, and half of 600 others twice in 48 layers of 32 heads of 128.
+    one_example = 2 * (600 * (2_730_491_904 + 48 * 4096 * 600) + 400 * 151_936 * 2048)
+    assert estimate.operations == pytest.approx(64 * 3 * one_example)
+    rows = {str(row[0]): row[1] for row in training_table(estimate).rows}
+    assert (rows["weights"], rows["weights that a token meets"]) == ("30,532,122,624", "3,353,032,704")
+
+
+@pytest.mark.parametrize(
+    ("name", "of_a_layer", "num_layers", "hidden"),
+    [
+        # Input and sum, both normalised, queries, output, keys, values, and three products of the feed-forward part.
+        ("Meta-Llama-3-8B", 4 * 4096 + 2 * 4096 + 2 * 1024 + 3 * 14_336, 32, 4096),
+        # The same with 32 and 4 heads of 128, 8 experts of 768 with an input and an output each, a router of 128.
+        ("Qwen3-30B-A3B", 4 * 2048 + 2 * 4096 + 2 * 512 + 8 * (3 * 768 + 2 * 2048) + 128, 48, 2048),
+    ],
+)
+def test_activations_by_hand(name: str, of_a_layer: int, num_layers: int, hidden: int) -> None:
+    settings = [f"models.strong.source={name}", *STATED[1:], "train.batches.max_tokens_per_micro_batch=4096"]
+    logits = 2 * (128_256 if name.startswith("Meta") else 151_936)
+    plain = estimate_training(load_config(RunConfig, [], settings), TrainingWork(64), WHOLE)
+    assert plain.activations_bytes == 2 * 4096 * (num_layers * of_a_layer + logits)
+    spared = load_config(RunConfig, [], [*settings, "train.has_activation_checkpointing=true"])
+    kept = num_layers * hidden + of_a_layer + logits
+    assert estimate_training(spared, TrainingWork(64), WHOLE).activations_bytes == 2 * 4096 * kept
 
 
 def test_devices_are_taken_to_do_what_training_says_they_can() -> None:

@@ -8,22 +8,10 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from cong.train.arithmetic import StepArithmetic
-from tests.engine.conftest import SMALL
+from tests.models.mixtures import MIXTURES, SMALL
 
 NUM_TOKENS = 16
-ROUTED: dict[str, Any] = {"num_experts_per_tok": 2, "experts_implementation": "eager"}
-CONFIGS: dict[str, Any] = {
-    "llama": lambda: transformers.LlamaConfig(**SMALL),
-    "mixtral": lambda: transformers.MixtralConfig(**SMALL, num_local_experts=8, **ROUTED),
-    "qwen2-moe": lambda: transformers.Qwen2MoeConfig(
-        **SMALL, num_experts=8, moe_intermediate_size=24, shared_expert_intermediate_size=40, **ROUTED
-    ),
-    # Its second layer has no experts.
-    "qwen3-moe": lambda: transformers.Qwen3MoeConfig(
-        **SMALL, num_experts=8, moe_intermediate_size=24, mlp_only_layers=[1], **ROUTED
-    ),
-    "gpt-oss": lambda: transformers.GptOssConfig(**SMALL, head_dim=8, num_local_experts=8, **ROUTED),
-}
+CONFIGS: dict[str, Any] = {"llama": lambda: transformers.LlamaConfig(**SMALL)} | MIXTURES
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -20,7 +20,8 @@ from cong.train.data.packing import ATTENTION_NAME, LAYOUT, attend_packed, lay_o
 from cong.train.forward import response_logits
 from cong.train.loop import loss_share
 from cong.train.trainee import COMPARED_FAMILIES, compile_layers, pack_attention
-from tests.engine.conftest import FAMILIES, SMALL, save_network
+from tests.engine.conftest import FAMILIES, save_network
+from tests.models.mixtures import SMALL
 
 VOCAB = 61
 MORE: dict[str, Callable[[], Any]] = {
