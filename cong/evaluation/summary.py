@@ -165,7 +165,7 @@ def _comparison(
     settings: EvaluationConfig,
 ) -> ComparisonResult:
     seed, num_resamples = settings.bootstrap_seed, settings.num_resamples
-    controlled = length_controlled_win_rate(met.outcomes, lengths, seed, num_resamples)
+    controlled = length_controlled_win_rate(met.outcomes, lengths)
     least, most = judged.judge.reward_ends
     rate = win_rate(met.outcomes, settings.win_rate_interval, seed, num_resamples)
     return ComparisonResult(
