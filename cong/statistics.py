@@ -11,6 +11,7 @@ import numpy as np
 
 Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
+_HAIR = 1e-300
 
 
 @dataclass(frozen=True)
@@ -49,38 +50,47 @@ def t_quantile(num_freedoms: int, confidence: float = 0.95) -> float:
     return (low + high) / 2.0
 
 
-def _standard_error(values: Sequence[float]) -> float:
-    """Of the mean."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
-
-
-def t_interval(values: Sequence[float]) -> Interval:
-    """Interval for the mean of few values, such as one per seed; unbounded for a single one."""
-    mean = float(np.mean(values))
+def t_interval(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> Interval:
+    """Interval for the mean of few values, such as one per seed; unbounded but for its ends for a single one."""
     if len(values) < 2:
-        return Interval(mean, -math.inf, math.inf)
-    half_width = t_quantile(len(values) - 1) * _standard_error(values)
-    return Interval(mean, mean - half_width, mean + half_width)
+        return Interval(values[0], least, most)
+    return _within(values, t_quantile(len(values) - 1), least, most)
 
 
-def normal_interval(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> Interval:
-    """Interval for the mean of many independent values, such as one per prompt.
+def mean_interval(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> Interval:
+    """Interval for the mean of many independent values, such as one per prompt, that lie between `least` and `most`.
 
-    Where all are alike, a single one included, only the ends of what they could have been bound the mean: see
-    `alike_interval`.
+    Without ends it is the normal one, of zeros and ones Wilson's. Where all are alike, a single one included, only the
+    ends of what they could have been bound the mean: see `alike_interval`.
     """
     if min(values) == max(values):
         return alike_interval(values[0], len(values), least, most)
+    return _within(values, Z_95, least, most)
+
+
+def _within(values: Sequence[float], quantile: float, least: float, most: float) -> Interval:
+    """The means that lie within so many standard errors of the one found, each taken with its own standard error.
+
+    That is Wilson's way: near an end values vary less, as (mean - least) (most - mean) does, so no interval passes it.
+    """
     mean = float(np.mean(values))
-    half_width = Z_95 * _standard_error(values)
-    return Interval(mean, mean - half_width, mean + half_width)
+    # Rounding may put a mean of values at an end a hair past it.
+    below, above = max(_HAIR, mean - least), max(_HAIR, most - mean)
+    # No values between the ends vary more than those that all lie on them.
+    variance = min(float(np.var(values, ddof=1)), below * above)
+    # For the distance d from the mean found: d^2 = e (1 + d / below) (1 - d / above).
+    e = quantile**2 * variance / len(values)
+    middle, square = e * (1.0 / below - 1.0 / above) / 2.0, 1.0 + e / (below * above)
+    half_width = math.sqrt(middle**2 + e * square)
+    low, high = mean + (middle - half_width) / square, mean + (middle + half_width) / square
+    return Interval(mean, min(mean, max(least, low)), max(mean, min(most, high)))
 
 
 def paired_interval(
     left: Sequence[float], right: Sequence[float], least: float = -math.inf, most: float = math.inf
 ) -> Interval:
     """Interval for the mean of left - right, measured on the same prompts; least and most are a difference's ends."""
-    return normal_interval([a - b for a, b in zip(left, right, strict=True)], least, most)
+    return mean_interval([a - b for a, b in zip(left, right, strict=True)], least, most)
 
 
 def alike_interval(value: float, num_values: int, least: float = -math.inf, most: float = math.inf) -> Interval:

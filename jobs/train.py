@@ -20,7 +20,7 @@ from cong.cli.dry_run import print_training_estimate
 from cong.config import RunConfig
 from cong.errors import ConfigError, CongError, MissingExtra
 from cong.telemetry import Progress, configure_logging, progress
-from cong.train.monitor import WAITING_SHARE
+from cong.train.pace import Pace
 from cong.train.run import Outcome
 from cong.train.stopping import StopRequest
 from cong.wording import told_by_the_machine
@@ -147,12 +147,12 @@ class _Shown:
         if self._bar is None:
             bar = progress(self._label, numbers.num_steps, start=numbers.step - 1, unit="steps")
             self._bar = self._stack.enter_context(bar)
-        seconds = numbers.wait_s + numbers.compute_s
+        pace = Pace(numbers.num_tokens, numbers.wait_s, numbers.compute_s)
         self._bar.advance(
             numbers.step - self._bar.done,  # below zero where workers have died and steps are done again
             loss=numbers.loss,
-            tokens_per_s=round(numbers.num_tokens / seconds) if seconds else 0,
-            bottleneck="data" if numbers.wait_s > WAITING_SHARE * seconds else "compute",
+            tokens_per_s=round(pace.tokens_per_s),
+            bottleneck=pace.bottleneck,
         )
 
 

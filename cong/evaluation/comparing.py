@@ -5,7 +5,7 @@ counts with the mean of those meetings.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,11 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cong.errors import EvaluationError
-from cong.statistics import Interval, alike_interval, bootstrap_interval, wilson_interval
+from cong.statistics import Z_95, Interval, alike_interval, bootstrap_interval, wilson_interval
 
 SLOPE_SCALE = 2.5
 """Standard deviation of the normal prior on the slope of length: it keeps the fit finite where length decides all."""
 _MOST_LOG_ODDS = 30.0
+_LEAST_RATE = 1e-13
+_LONGEST_STEP = 2.0
+"""Of Newton's method: far steps leave the region in which the quadratic model of the likelihood is worth anything."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -103,29 +106,83 @@ class LengthControlled:
     slope: float
 
 
-def length_controlled_win_rate(
-    outcomes: Sequence[float], length_differences: Sequence[float], seed: int = 0, num_resamples: int = 1000
-) -> LengthControlled:
+def length_controlled_win_rate(outcomes: Sequence[float], length_differences: Sequence[float]) -> LengthControlled:
     """The win rate that a logistic regression on length gives for answers of equal length.
 
     P(left wins) = sigmoid(a + b tanh(d / s)), d the difference of lengths at a prompt and s the root of its mean
-    square; a and b are fitted to the outcomes, ties as half, with a normal prior on b. The answer is sigmoid(a), its
-    interval a bootstrap over prompts. Outcomes that do not vary do not tell what length has to do with them: the answer
-    is the win rate then, and nothing bounds it.
+    square; a and b are fitted to the outcomes, ties as half, with a normal prior on b. The answer is sigmoid(a). Its
+    interval holds the rates that the outcomes do not contradict, each with the slope that suits it best (Rao's score
+    test). That is Wilson's interval where lengths are equal, and like it holds for few prompts and for rates near 0 and
+    1, where a bootstrap draws the same outcomes again and again.
     """
+    outcome_N = np.asarray(outcomes, dtype=np.float64)
     lengths = np.asarray(length_differences, dtype=np.float64)
     scale = math.sqrt(float(np.mean(lengths**2)))
-    x = np.tanh(lengths / scale) if scale > 0.0 else np.zeros_like(lengths)
+    x_N = np.tanh(lengths / scale) if scale > 0.0 else np.zeros_like(lengths)
+    a, b = _fit(outcome_N, x_N)
+    rate = float(_sigmoid(np.array([a]))[0])
+    most = Z_95**2 * _dispersion(outcome_N, _sigmoid(a + b * x_N))
 
-    def at_equal_length(outcome_N: Vector, x_N: Vector) -> float:
-        return _sigmoid(_fit(outcome_N, x_N)[0])
+    def is_possible(other: float) -> bool:
+        return _contradiction(other, outcome_N, x_N) <= most
 
-    interval = bootstrap_interval([outcomes, x.tolist()], at_equal_length, seed, num_resamples)
-    return LengthControlled(interval, _fit(np.asarray(outcomes, dtype=np.float64), x)[1])
+    return LengthControlled(Interval(rate, _end(is_possible, rate, 0.0), _end(is_possible, rate, 1.0)), b)
 
 
-def _sigmoid(log_odds: float) -> float:
-    return 0.5 * (1.0 + math.tanh(0.5 * log_odds))
+def _sigmoid(log_odds: Vector) -> Vector:
+    probability: Vector = 0.5 * (1.0 + np.tanh(0.5 * log_odds))
+    return probability
+
+
+def _dispersion(outcome_N: Vector, p_N: Vector) -> float:
+    """Variance of the outcomes as a share of what it were if all were 0 or 1.
+
+    An outcome of mean p varies by p (1 - p) less the mean of outcome (1 - outcome), which ties and means of several
+    answers have. Ties alone are no proof that nothing else could come: z^2 prompts that are won and lost in equal parts
+    are taken to be possible, as in Wilson's interval.
+    """
+    unseen, between = Z_95**2 / 4.0, float(outcome_N @ (1.0 - outcome_N))
+    seen = 1.0 - between / max(float(p_N @ (1.0 - p_N)), 1e-300)
+    return max(seen, unseen / (unseen + len(outcome_N) / 4.0))
+
+
+def _contradiction(rate: float, outcome_N: Vector, x_N: Vector) -> float:
+    """Rao's statistic of a win rate at equal length: about chi-square where that is the true one and nothing ties."""
+    inner = min(1.0 - _LEAST_RATE, max(_LEAST_RATE, rate))
+    a = math.log(inner / (1.0 - inner))
+    p_N = _sigmoid(a + _slope_at(a, outcome_N, x_N) * x_N)
+    aa, ab, bb = _information(p_N, x_N)
+    return float((outcome_N - p_N).sum()) ** 2 * bb / (aa * bb - ab * ab)
+
+
+def _end(is_possible: Callable[[float], bool], inside: float, outside: float) -> float:
+    """Where on the way from `inside` to `outside` rates cease to be possible."""
+    for _ in range(30):
+        middle = (inside + outside) / 2.0
+        inside, outside = (middle, outside) if is_possible(middle) else (inside, middle)
+    return outside
+
+
+def _information(p_N: Vector, x_N: Vector) -> tuple[float, float, float]:
+    """Of intercept and slope, the prior's included: the entries aa, ab and bb of the matrix."""
+    weight_N = p_N * (1.0 - p_N)
+    return float(weight_N.sum()), float(weight_N @ x_N), float(weight_N @ x_N**2) + 1.0 / SLOPE_SCALE**2
+
+
+def _slope_gradient(outcome_N: Vector, p_N: Vector, x_N: Vector, b: float) -> float:
+    return float((outcome_N - p_N) @ x_N) - b / SLOPE_SCALE**2
+
+
+def _slope_at(a: float, outcome_N: Vector, x_N: Vector) -> float:
+    """The slope that suits an intercept best, by Newton's method."""
+    b = 0.0
+    for _ in range(100):
+        p_N = _sigmoid(a + b * x_N)
+        step = _slope_gradient(outcome_N, p_N, x_N, b) / _information(p_N, x_N)[2]
+        b += min(_LONGEST_STEP, max(-_LONGEST_STEP, step))
+        if abs(step) < 1e-8:
+            break
+    return b
 
 
 def _fit(outcome_N: Vector, x_N: Vector) -> tuple[float, float]:
@@ -135,18 +192,15 @@ def _fit(outcome_N: Vector, x_N: Vector) -> tuple[float, float]:
         return (math.inf if share else -math.inf), 0.0
     a, b = math.log(share / (1.0 - share)), 0.0
     for _ in range(100):
-        p_N = 0.5 * (1.0 + np.tanh(0.5 * (a + b * x_N)))
-        rest_N, weight_N = outcome_N - p_N, p_N * (1.0 - p_N)
-        gradient = (float(rest_N.sum()), float(rest_N @ x_N) - b / SLOPE_SCALE**2)
-        aa, ab = float(weight_N.sum()), float(weight_N @ x_N)
-        bb = float(weight_N @ x_N**2) + 1.0 / SLOPE_SCALE**2
+        p_N = _sigmoid(a + b * x_N)
+        along_a, along_b = float((outcome_N - p_N).sum()), _slope_gradient(outcome_N, p_N, x_N, b)
+        aa, ab, bb = _information(p_N, x_N)
         determinant = aa * bb - ab * ab
         if determinant <= 0.0:
             break
-        step_a = (bb * gradient[0] - ab * gradient[1]) / determinant
-        step_b = (aa * gradient[1] - ab * gradient[0]) / determinant
-        # Far steps leave the region in which the quadratic model of the likelihood is worth anything.
-        shrink = min(1.0, 2.0 / max(abs(step_a), abs(step_b), 1e-300))
+        step_a = (bb * along_a - ab * along_b) / determinant
+        step_b = (aa * along_b - ab * along_a) / determinant
+        shrink = min(1.0, _LONGEST_STEP / max(abs(step_a), abs(step_b), 1e-300))
         a = min(_MOST_LOG_ODDS, max(-_MOST_LOG_ODDS, a + shrink * step_a))
         b += shrink * step_b
         if max(abs(step_a), abs(step_b)) < 1e-10:

@@ -23,6 +23,7 @@ def gap_recovered(
     rewards: tuple[Mapping[str, Sequence[float]], Mapping[str, Sequence[float]], Mapping[str, Sequence[float]]],
     seed: int = 0,
     num_resamples: int = 1000,
+    reward_ends: tuple[float, float] = (-math.inf, math.inf),
 ) -> GapResult:
     """What a student recovered; names and rewards by prompt id are those of student, floor and ceiling.
 
@@ -34,6 +35,7 @@ def gap_recovered(
         raise EvaluationError(f"{student}, {floor} and {ceiling} share no prompt; check that ids are the same")
     columns = [[math.fsum(one[prompt_id]) / len(one[prompt_id]) for prompt_id in shared] for one in rewards]
     means = [float(np.mean(column)) for column in columns]
+    least, most = reward_ends
     facts = {
         "judge": judge,
         "decoding": decoding,
@@ -41,8 +43,8 @@ def gap_recovered(
         "floor": floor,
         "ceiling": ceiling,
         "num_prompts": len(shared),
-        "gained": Estimated.of(paired_interval(columns[0], columns[1])),
-        "gap": Estimated.of(paired_interval(columns[2], columns[1])),
+        "gained": Estimated.of(paired_interval(columns[0], columns[1], least - most, most - least)),
+        "gap": Estimated.of(paired_interval(columns[2], columns[1], least - most, most - least)),
     }
     recovered = performance_gap_recovered(means[0], means[1], means[2])
     if recovered is None:

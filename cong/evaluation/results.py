@@ -30,6 +30,14 @@ class JudgeResult(Record):
     name: str
     about: str
     fingerprint: str
+    least: float | None = None
+    """Reward that it may give; None where there is no end."""
+    most: float | None = None
+
+    @property
+    def reward_ends(self) -> tuple[float, float]:
+        """As a judge has them: infinite where there is none."""
+        return -math.inf if self.least is None else self.least, math.inf if self.most is None else self.most
 
 
 class RewardResult(Record):

@@ -11,7 +11,7 @@ from cong.errors import EvaluationError
 from cong.evaluation.answers import GIVEN, AnswerSet, decoding_name
 from cong.evaluation.comparing import Meetings, length_controlled_win_rate, meet, win_rate
 from cong.evaluation.gap import gap_recovered
-from cong.evaluation.judging import Judged
+from cong.evaluation.judging import Judge, Judged
 from cong.evaluation.relating import agree, correlate
 from cong.evaluation.results import (
     AgreementResult,
@@ -25,7 +25,7 @@ from cong.evaluation.results import (
     RewardResult,
     SetResult,
 )
-from cong.statistics import normal_interval
+from cong.statistics import mean_interval
 
 
 class Sets:
@@ -87,9 +87,7 @@ def summarise(
     return EvaluationResult(
         prompts=str(settings.prompts or ""),
         num_prompts=num_prompts or max(len(one.by_prompt) + len(one.missing) for one in sets),
-        judges=tuple(
-            JudgeResult(name=one.judge.name, about=one.judge.about, fingerprint=one.judge.fingerprint) for one in judged
-        ),
+        judges=tuple(_judge_result(one.judge) for one in judged),
         sets=tuple(set_result(one, judged) for one in sets),
         comparisons=tuple(comparisons),
         gaps=tuple(_gaps(grouped, judged, settings)),
@@ -100,6 +98,11 @@ def summarise(
     )
 
 
+def _judge_result(judge: Judge) -> JudgeResult:
+    least, most = (end if math.isfinite(end) else None for end in judge.reward_ends)
+    return JudgeResult(name=judge.name, about=judge.about, fingerprint=judge.fingerprint, least=least, most=most)
+
+
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
@@ -108,7 +111,7 @@ def _over_prompts(
     by_prompt: Mapping[str, Sequence[float]], least: float = -math.inf, most: float = math.inf
 ) -> Estimated:
     means = [_mean(values) for values in by_prompt.values()]
-    return Estimated.of(normal_interval(means, least, most))
+    return Estimated.of(mean_interval(means, least, most))
 
 
 def set_result(one: AnswerSet, judged: Sequence[Judged]) -> SetResult:
@@ -165,7 +168,7 @@ def _comparison(
     settings: EvaluationConfig,
 ) -> ComparisonResult:
     seed, num_resamples = settings.bootstrap_seed, settings.num_resamples
-    controlled = length_controlled_win_rate(met.outcomes, lengths, seed, num_resamples)
+    controlled = length_controlled_win_rate(met.outcomes, lengths)
     least, most = judged.judge.reward_ends
     rate = win_rate(met.outcomes, settings.win_rate_interval, seed, num_resamples)
     return ComparisonResult(
@@ -182,7 +185,7 @@ def _comparison(
         length_controlled=Estimated.of(controlled.win_rate),
         length_slope=controlled.slope,
         mean_length_difference=_mean(lengths),
-        difference=Estimated.of(normal_interval(met.differences, least - most, most - least)),
+        difference=Estimated.of(mean_interval(met.differences, least - most, most - least)),
     )
 
 
@@ -198,7 +201,13 @@ def _gaps(grouped: Sets, judged: Sequence[Judged], settings: EvaluationConfig) -
                     rewards = tuple(one.rewards(grouped.of(name, decoding)) for name in names)
                     assert len(rewards) == 3
                     yield gap_recovered(
-                        one.judge.name, decoding, names, rewards, settings.bootstrap_seed, settings.num_resamples
+                        one.judge.name,
+                        decoding,
+                        names,
+                        rewards,
+                        settings.bootstrap_seed,
+                        settings.num_resamples,
+                        one.judge.reward_ends,
                     )
 
 

@@ -13,13 +13,13 @@ from cong.lab.answers import Answer
 from cong.lab.networks import prompt_ids
 from cong.lab.results import CorrelationResult, HealthResult, SetResult
 from cong.lab.world import BAD_OPENING, GOOD_OPENING
-from cong.statistics import Interval, bootstrap_interval, normal_interval, pearson, quantile_means, spearman
+from cong.statistics import Interval, bootstrap_interval, mean_interval, pearson, quantile_means, spearman
 
 
 def summarize(answers: Sequence[Answer]) -> SetResult:
     """Means over a set of answers."""
     return SetResult(
-        reward=normal_interval([answer.reward for answer in answers], 0.0, 1.0),
+        reward=mean_interval([answer.reward for answer in answers], 0.0, 1.0),
         good_opening_share=fmean(answer.judgement.has_good_opening for answer in answers),
         exact_body_share=fmean(answer.judgement.is_body_exact for answer in answers),
         good_ending_share=fmean(answer.judgement.has_good_ending for answer in answers),

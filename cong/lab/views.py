@@ -8,7 +8,7 @@ from cong.lab.answers import Answer
 from cong.lab.networks import EOS_ID, VOCAB, prompt_ids
 from cong.lab.sampler import reference_score
 from cong.report import Comparison, Estimate, Response, Samples, Token
-from cong.statistics import Interval, normal_interval
+from cong.statistics import Interval, mean_interval
 
 END_MARK = "⏎"
 """Shown for the end of the sequence."""
@@ -21,7 +21,7 @@ def estimate(interval: Interval) -> Estimate:
 
 def mean_reward(answers: Sequence[Answer]) -> Estimate:
     """Mean gold reward with its interval over prompts."""
-    return estimate(normal_interval([answer.reward for answer in answers], 0.0, 1.0))
+    return estimate(mean_interval([answer.reward for answer in answers], 0.0, 1.0))
 
 
 def response(label: str, answer: Answer, aligned: nn.Module, base: nn.Module) -> Response:

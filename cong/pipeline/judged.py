@@ -92,11 +92,13 @@ def _gains_table(judged: Judged) -> Table:
         if each["decoding"] == decoding:
             rewards[each["candidate"]][each["prompt_id"]].append(float(each["rewards"][first]))
     means = {name: {prompt: fmean(values) for prompt, values in of.items()} for name, of in rewards.items()}
+    least, most = judged.result.judges[0].reward_ends
     rows: list[list[Cell]] = []
     for left, right in GAINS:
         shared = sorted(means.get(left, {}).keys() & means.get(right, {}).keys())
         if shared:
-            found = paired_interval([means[left][one] for one in shared], [means[right][one] for one in shared])
+            sides = [[means[name][prompt] for prompt in shared] for name in (left, right)]
+            found = paired_interval(sides[0], sides[1], least - most, most - least)
             rows.append([f"{left} over {right}", bar_value(Estimated.of(found)), len(shared)])
     columns = [Column("gain", "left"), Column("difference [95 %]", format="+.3f"), Column("prompts")]
     return Table(f"Gains by {first} at {decoding}, paired by prompt", columns, rows)

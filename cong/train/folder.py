@@ -26,8 +26,9 @@ from cong.train.curves import draw_curves
 from cong.train.export import export_network, model_card, title_of
 from cong.train.ledger import Ledger
 from cong.train.loop import Progress
-from cong.train.metrics import open_trackers
+from cong.train.metrics import open_trackers, read_metrics
 from cong.train.monitor import Monitor
+from cong.train.pace import Told
 from cong.train.recipe import Recipe
 from cong.train.remote import RemoteCheckpoints
 from cong.train.software import environment
@@ -44,6 +45,7 @@ class RunFolder:
         self.checkpoints = self.root / "checkpoints"
         self.ledger = self.root / "ledger"
         self.model = self.root / "model"
+        self._metrics = self.root / "metrics.jsonl"
         self._summary = self.root / "summary.json"
         settings = config.train.checkpoints
         self.remote = RemoteCheckpoints(settings.upload, settings.storage_options) if settings.upload else None
@@ -88,11 +90,13 @@ class RunFolder:
         config = self._config.train.model_dump(mode="json")
         # A run that begins is judged before its first step.
         first_step = progress.step + 1 if progress.step else 0
+        known = Told.of(read_metrics(self._metrics), first_step) if self._is_first else Told()
+        told = Told.from_json(backend.from_first(known.to_json()))
         trackers = open_trackers(train.logging, self.root, first_step, config) if self._is_first else []
         label = f"training {train.objective.name}"
         try:
             with show_progress(label, progress.num_steps, start=progress.step, unit="steps", is_quiet=is_quiet) as bar:
-                yield Monitor(trackers, bar, arithmetic, peak_per_s, train.logging.every_steps)
+                yield Monitor(trackers, bar, arithmetic, peak_per_s, train.logging.every_steps, told)
         finally:
             for tracker in trackers:
                 tracker.close()
@@ -127,7 +131,7 @@ class RunFolder:
         card = model_card(title, facts, recipe, monitor.numbers, hub_id="" if is_here else source)
         export_network(backend.weights(), self._config.train, self._config.models, self.model, card)
         if self._config.train.logging.has_plots and importlib.util.find_spec("matplotlib") is not None:
-            draw_curves(self.root / "metrics.jsonl", self.root / "curves.svg")
+            draw_curves(self._metrics, self.root / "curves.svg")
         summary = {**monitor.summary(), "counts": dict(counts), "metrics": monitor.numbers, "step": progress.step}
         write_file(self._summary, json_bytes(summary))
         return self.model

@@ -38,20 +38,15 @@ class JsonLines:
     def __init__(self, path: Path, first_step: int) -> None:
         """Steps from `first_step` on are about to be trained again: their lines go."""
         kept = [line for line in read_metrics(path) if int(line["step"]) < first_step]
-        self._first_step = first_step
-        self._last_kept = [line.keys() for line in kept if int(line["step"]) == first_step - 1]
         write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Values) -> None:
         """One line, readable by others at once."""
-        line = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
-        # A run that died after its last step is judged again, and may have been judged before it died.
-        if step < self._first_step and line.keys() in self._last_kept:
-            return
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with naming(self._path):
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
             self._file.flush()
 
     def close(self) -> None:

@@ -178,19 +178,17 @@ def _nothing_fits(counts: Mapping[str, int], settings: BatchSettings) -> ConfigE
 
 
 class _Judge:
-    """Evaluates every so many steps, and once for each step at most."""
+    """Evaluates every so many steps, and once for each step at most, however many processes have come to it."""
 
     def __init__(self, validation: Validation | None, monitor: Monitor, every_steps: int) -> None:
         self._validation = validation
         self._monitor = monitor
         self._every_steps = every_steps
-        self._judged_step: int | None = None
 
     def __call__(self, progress: Progress, report: StepReport | None = None) -> None:
         is_due = report is None or (self._every_steps and progress.step % self._every_steps == 0)
-        if self._validation is None or not is_due or self._judged_step == progress.step:
+        if self._validation is None or not is_due or self._monitor.judged_step == progress.step:
             return
-        self._judged_step = progress.step
         self._monitor.judged(progress.step, self._validation(progress.share))
 
 

@@ -14,8 +14,12 @@ def by_prompt(values: list[float]) -> dict[str, list[float]]:
     return {f"p{number}": [value] for number, value in enumerate(values)}
 
 
-def gap(student: list[float], floor: list[float], ceiling: list[float], **more: int) -> GapResult:
-    return gap_recovered("gold", "T=1", NAMES, (by_prompt(student), by_prompt(floor), by_prompt(ceiling)), **more)
+def gap(
+    student: list[float], floor: list[float], ceiling: list[float], seed: int = 0, num_resamples: int = 1000
+) -> GapResult:
+    return gap_recovered(
+        "gold", "T=1", NAMES, (by_prompt(student), by_prompt(floor), by_prompt(ceiling)), seed, num_resamples
+    )
 
 
 def test_the_recovered_gap_has_its_known_value_with_numerator_and_denominator() -> None:
@@ -69,7 +73,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         # A prompt's difficulty is shared by all three, so pairing matters.
         hard = rng.normal(0.0, 0.2, 150)
         columns = [(hard + mean + rng.normal(0.0, 0.1, 150)).tolist() for mean in (0.6, 0.4, 0.8)]
-        found = gap(*columns, seed=seed, num_resamples=300).recovered
+        found = gap(columns[0], columns[1], columns[2], seed, num_resamples=300).recovered
         assert found is not None
         assert found.low is not None
         assert found.high is not None

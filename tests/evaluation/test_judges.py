@@ -12,7 +12,14 @@ import torch
 import transformers
 
 from cong.config import EngineConfig, ModelsConfig
-from cong.config.evaluation import EvaluationConfig, ImplicitJudge, ProgramJudge, RewardModelJudge
+from cong.config.evaluation import (
+    CandidateConfig,
+    EvaluationConfig,
+    GapSettings,
+    ImplicitJudge,
+    ProgramJudge,
+    RewardModelJudge,
+)
 from cong.config.models import NetworkConfig
 from cong.errors import ArtefactMissing, ConfigError, EvaluationError, UnsafeArtefact, UnsupportedModel
 from cong.evaluation import (
@@ -113,6 +120,29 @@ def test_rewards_that_are_all_alike_are_bounded_by_what_the_judge_may_say() -> N
     assert (difference.low, difference.high) == pytest.approx((-1.0, -1.0 + 2 * 0.1611), abs=1e-4)
     endless = summarise(sets, [judge_answers(Counting(), sets)], EvaluationConfig())
     assert endless.comparisons[0].difference == Estimated(mean=0.0)
+
+
+def test_no_interval_of_rewards_with_ends_goes_past_them() -> None:
+    """19 of 20 right by a program that says 0 or 1: Wilson's interval, where the normal one would end at 1.048."""
+    prompts = [Prompt(text=str(number)) for number in range(20)]
+
+    def saying(name: str, *texts: str) -> AnswerSet:
+        return answer_set(name, "given", prompts, [Answer(*each) for each in zip(prompts, texts, strict=True)])
+
+    sets = [saying("floor", *["b"] * 20), saying("good", *["a"] * 19, "b"), saying("best", "b", *["a"] * 19)]
+    candidates = {one.candidate: CandidateConfig(answers=Path("given.jsonl")) for one in sets}
+    config = EvaluationConfig(candidates=candidates, gap=GapSettings(floor="floor", ceiling="best"))
+    result = summarise(sets, [judge_answers(program("share_of_vowels"), sets)], config)
+    judge = result.judges[0]
+    assert (judge.least, judge.most, judge.reward_ends) == (0.0, 1.0, (0.0, 1.0))
+    good = result.sets[1].rewards["gold"].reward
+    assert (good.low, good.high) == pytest.approx((0.7639, 0.9911), abs=1e-4)
+    differences = [one.difference for one in result.comparisons] + [one.gained for one in result.gaps]
+    for one in [*differences, result.gaps[0].gap]:
+        assert one.mean == 0.95
+        assert one.low is not None
+        assert one.high is not None
+        assert 0.7 < one.low < 0.95 < one.high < 1.0
 
 
 # What is kept.

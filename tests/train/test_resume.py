@@ -34,6 +34,21 @@ def curve(config: RunConfig) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
+def tensorboard_steps(config: RunConfig, name: str) -> list[int]:
+    """Steps of which the event files hold a number, as often as they hold it."""
+    event_pb2: Any = pytest.importorskip("tensorboardX.proto.event_pb2")
+    steps = []
+    for path in sorted((config.output_dir / "tensorboard").iterdir()):
+        content, place = path.read_bytes(), 0
+        while place < len(content):
+            # A record: its length in 8 bytes and a checksum of 4, its bytes and another checksum.
+            end = place + 12 + int.from_bytes(content[place : place + 8], "little")
+            event = event_pb2.Event.FromString(content[place + 12 : end])
+            steps += [int(event.step) for value in event.summary.value if value.tag == name]
+            place = end + 4
+    return steps
+
+
 def stop_after_checkpoints(config: RunConfig, num_checkpoints: int) -> Outcome:
     """Train until so many checkpoints are committed, and one step more."""
     stop = StopRequest()
@@ -287,13 +302,17 @@ def test_a_model_that_is_gone_is_exported_again(root: Path) -> None:
 
 @pytest.mark.parametrize("every_steps", [0, 7])
 def test_a_run_that_died_before_its_summary_is_judged_once(root: Path, every_steps: int) -> None:
-    config = run_config(root, {"evaluation": {"held_out_share": 0.2, "every_steps": every_steps}})
+    logging, evaluation = {"has_tensorboard": True}, {"held_out_share": 0.2, "every_steps": every_steps}
+    config = run_config(root, {"logging": logging, "evaluation": evaluation})
     first = train(config, is_quiet=True)
-    whole = curve(config)
+    whole, told = curve(config), tensorboard_steps(config, "eval/loss")
+    assert told == [line["step"] for line in whole if "eval/loss" in line]
     (config.output_dir / "summary.json").unlink()
+    time.sleep(1.0)  # tensorboardX names files by the second, and processes do not follow each other so fast
     again = train(config, is_quiet=True)
     assert curve(config) == whole
-    assert again.metrics["eval/loss"] == first.metrics["eval/loss"]
+    assert tensorboard_steps(config, "eval/loss") == told
+    assert again.metrics == first.metrics
     # A kill before the evaluation leaves it to the next process.
     metrics = config.output_dir / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
@@ -302,6 +321,36 @@ def test_a_run_that_died_before_its_summary_is_judged_once(root: Path, every_ste
     (config.output_dir / "summary.json").unlink()
     train(config, is_quiet=True)
     assert curve(config) == whole
+
+
+@pytest.mark.parametrize("every_steps", [1, 3])
+def test_the_summary_is_of_the_run_whoever_finished_it(root: Path, every_steps: int) -> None:
+    config = run_config(root, {"evaluation": {"held_out_share": 0.2}, "logging": {"every_steps": every_steps}})
+    train(config, is_quiet=True)
+    file = config.output_dir / "summary.json"
+    first = json.loads(file.read_text())
+    assert {"loss", "grad_norm", "tokens_per_s", "eval/loss"} <= first["metrics"].keys()
+    steps = [line for line in read_metrics(config.output_dir / "metrics.jsonl") if "loss" in line]
+    assert first["compute_s"] == pytest.approx(sum(line["compute_s"] for line in steps), abs=1e-3)
+    tokens = sum(line["tokens_per_s"] * (line["wait_s"] + line["compute_s"]) for line in steps)
+    assert tokens == pytest.approx(steps[-1]["num_tokens"])
+    file.unlink()
+    train(config, is_quiet=True)
+    again = json.loads(file.read_text())
+    assert {name: value for name, value in again.items() if name not in TIMES} == {
+        name: value for name, value in first.items() if name not in TIMES
+    }
+    assert [again[name] for name in TIMES] == pytest.approx([first[name] for name in TIMES], rel=1e-3, abs=2e-3)
+
+
+def test_the_summary_of_a_run_in_pieces_adds_them_up(root: Path) -> None:
+    config = run_config(root)
+    assert train_in_pieces(config) >= 2
+    summary = json.loads((config.output_dir / "summary.json").read_text())
+    steps = list(read_metrics(config.output_dir / "metrics.jsonl"))
+    seconds = sum(line["wait_s"] + line["compute_s"] for line in steps)
+    assert summary["compute_s"] + summary["wait_s"] == pytest.approx(seconds, abs=2e-3)
+    assert summary["tokens_per_s"] == pytest.approx(steps[-1]["num_tokens"] / seconds, rel=1e-3)
 
 
 def test_a_run_that_died_before_its_first_checkpoint_leaves_no_line_behind(root: Path) -> None:

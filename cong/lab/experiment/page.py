@@ -72,7 +72,7 @@ def _models_figure(seeds: Seeds) -> Figure:
         return seed.models[name].by_temperature[primary].reward.mean
 
     def bar(label: str, values: Sequence[float], group: str) -> Bar:
-        interval = t_interval(values) if len(values) > 1 else None
+        interval = t_interval(values, 0.0, 1.0) if len(values) > 1 else None
         mean = values[0] if interval is None else Estimate(interval.mean, interval.low, interval.high)
         return Bar(label, mean, group)
 

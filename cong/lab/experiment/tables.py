@@ -35,9 +35,9 @@ class Seeds:
         return len(self.sound) < len(self.every)
 
     def over(self, read: Read) -> Estimate | float:
-        """Mean over all seeds, with an interval over seeds where there are at least two."""
+        """Mean reward over all seeds, with an interval over seeds where there are at least two."""
         values = [read(seed) for seed in self.every]
-        return estimate(t_interval(values)) if len(values) > 1 else values[0]
+        return estimate(t_interval(values, 0.0, 1.0)) if len(values) > 1 else values[0]
 
     def mean(self, read: Read) -> float:
         """Mean over the seeds whose pair is sound."""
