@@ -1,12 +1,11 @@
 """`cong evaluate`: judge models on held-out prompts; run again after a kill, it continues."""
 
 import argparse
-import importlib.util
 from typing import TYPE_CHECKING
 
 from cong.cli.config import add_config_options, print_config, resolve_config
 from cong.config import RunConfig
-from cong.errors import MissingExtra
+from cong.wording import require_installed
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -14,10 +13,7 @@ if TYPE_CHECKING:
 
 def run_evaluation(config: RunConfig) -> int:
     """Evaluate, leave the files, and show the tables."""
-    for package in ("matplotlib", "jinja2"):
-        if importlib.util.find_spec(package) is None:
-            # Now, and not hours later when the report is written.
-            raise MissingExtra("report", package)
+    require_installed("report", "matplotlib", "jinja2")
     import torch
     from rich.console import Console
 

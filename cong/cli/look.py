@@ -1,14 +1,14 @@
 """`cong look`: what the contrast does to a few prompts, token by token."""
 
 import argparse
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cong.cli.config import add_config_options, print_config, resolve_config
-from cong.errors import ConfigError, MissingExtra
+from cong.errors import ConfigError
 from cong.files import make_folder
+from cong.wording import require_installed
 
 if TYPE_CHECKING:
     from cong.schemas import Prompt
@@ -22,9 +22,7 @@ def _look(arguments: argparse.Namespace) -> int:
         return print_config(config)
     prompts = _prompts(arguments)
     if arguments.html is not None:
-        # Now, and not when all has been drawn.
-        if importlib.util.find_spec("jinja2") is None:
-            raise MissingExtra("report", "jinja2")
+        require_installed("report", "jinja2")
         make_folder(arguments.html.parent)
     import torch
     from rich.console import Console
