@@ -1,14 +1,10 @@
 """`cong evaluate`: judge models on held-out prompts; run again after a kill, it continues."""
 
 import argparse
-from typing import TYPE_CHECKING
 
-from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.config import Commands, add_config_options, print_config, resolve_config
 from cong.config import RunConfig
 from cong.wording import require_installed
-
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def run_evaluation(config: RunConfig) -> int:
@@ -49,7 +45,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return print_plan(config) if arguments.dry_run else run_evaluation(config)
 
 
-def add_evaluate_command(commands: "Commands") -> None:
+def add_evaluate_command(commands: Commands) -> None:
     """Declare `cong evaluate`."""
     parser = commands.add_parser("evaluate", help="judge models on held-out prompts, and report what came out")
     add_config_options(parser)

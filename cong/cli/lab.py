@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.config import Commands, add_config_options, print_config, resolve_config
 from cong.config import RunConfig, dump_config
 from cong.errors import ConfigError
 from cong.wording import require_installed
 
 if TYPE_CHECKING:
     from cong.lab.cache import Cache
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 LAB_THREADS = 1
 """Where `num_threads` is 0. Two threads are at most 1.4 times faster on networks this small, ten times slower where
@@ -167,16 +165,14 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0 if is_sound else 1
 
 
-def _add(
-    actions: "Commands", name: str, run: Callable[[argparse.Namespace], int], about: str
-) -> argparse.ArgumentParser:
+def _add(actions: Commands, name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=about, description=about)
     add_config_options(parser)
     parser.set_defaults(run=run)
     return parser
 
 
-def add_lab_commands(commands: "Commands") -> None:
+def add_lab_commands(commands: Commands) -> None:
     """Declare `cong lab ...`."""
     parser = commands.add_parser("lab", help="the tiny world in which the whole method is made and measured")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")

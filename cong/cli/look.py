@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.config import Commands, add_config_options, print_config, resolve_config
 from cong.errors import ConfigError
 from cong.files import make_folder
 from cong.wording import require_installed
 
 if TYPE_CHECKING:
     from cong.schemas import Prompt
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _look(arguments: argparse.Namespace) -> int:
@@ -77,7 +75,7 @@ def _prompts(arguments: argparse.Namespace) -> "Sequence[Prompt]":
     return prompts
 
 
-def add_look_command(commands: "Commands") -> None:
+def add_look_command(commands: Commands) -> None:
     """Declare `cong look`."""
     about = "answer a few prompts by base, aligned and contrast, and show what the contrast did to each token"
     parser = commands.add_parser("look", help=about, description=about)

@@ -5,15 +5,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.config import Commands, add_config_options, print_config, resolve_config
 from cong.cli.dry_run import print_estimate
 from cong.config import RunConfig, load_config
 from cong.wording import require_installed
 
 if TYPE_CHECKING:
     from cong.pipeline import Board, Executor, Outcome, Standing
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def run_here(config: RunConfig, executor: "Executor | None" = None, until: str = "") -> "Outcome":
@@ -136,7 +134,7 @@ def add_until(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--until", default="", metavar="STAGE", help="make this stage and what it needs, and stop")
 
 
-def add_pipeline_commands(commands: "Commands") -> None:
+def add_pipeline_commands(commands: Commands) -> None:
     """Declare `cong pipeline ...`."""
     parser = commands.add_parser("pipeline", help="the whole method, from a weak pair to a judged strong model")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
