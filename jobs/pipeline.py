@@ -25,9 +25,7 @@ from cong.train.stopping import StopRequest
 from cong.wording import require_installed, told_by_the_machine
 from jobs import connection
 from jobs.planning import placed, require_backend, require_storage
-from jobs.train import Failed, Job
-
-EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED = 0, 1, 2, 3
+from jobs.train import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_WRONG, Failed, Job
 
 _LOOK_S = 0.5
 
