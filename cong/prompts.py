@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from cong.errors import ConfigError, MissingExtra
+from cong.errors import ConfigError
 from cong.schemas import Prompt
-from cong.wording import causes
+from cong.wording import brought_by, causes
 
 _FIELDS = ("prompt", "text", "messages", "token_ids")
 _JSON = (".jsonl", ".json", ".ndjson")
@@ -194,10 +194,8 @@ def _parquet(source: str, columns: Columns) -> PromptSource:
 
 
 def _dataset(source: str, columns: Columns, split: str, revision: str | None) -> PromptSource:
-    try:
+    with brought_by("train"):
         import datasets
-    except ModuleNotFoundError as error:
-        raise MissingExtra("train", "datasets") from error
 
     is_saved = any((Path(source) / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
     try:

@@ -4,6 +4,7 @@ Imports nothing of theirs: it takes what they say.
 """
 
 import errno
+import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +51,13 @@ def brought_by(extra: str) -> Iterator[None]:
         if package in _OURS:
             raise
         raise MissingExtra(extra, package) from error
+
+
+def require_installed(extra: str, *packages: str) -> None:
+    """Refuse at once what would otherwise fail hours later, when the first of these packages is imported."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(extra, package)
 
 
 def with_remedy(error: OSError) -> str:

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import FrameType
 
 from cong.config import RunConfig, load_config
-from cong.errors import CongError, MissingExtra
+from cong.errors import CongError
 from cong.files import make_folder
-from cong.wording import brought_by
+from cong.wording import brought_by, require_installed
 from jobs.followed import JobFailed, Jobs
 from jobs.machine import Machine, free_port, joined
 from jobs.planning import placed
@@ -174,10 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     place = [f"output_dir={json.dumps(str(arguments.output_dir))}"] if arguments.output_dir else []
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        from cong.cli.pipeline import require_report
-
         config = configuration(CONFIGS, [*arguments.overrides, *place])
-        require_report()
+        require_installed("report", "matplotlib", "jinja2")
         with tempfile.TemporaryDirectory(prefix="cong-", dir="/tmp", ignore_cleanup_errors=True) as folder:
             make_private(Path(folder))
             # What a job starts as `python`, and the `ray` of this environment.
@@ -194,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JobFailed as error:
         print(f"demo: {error}\nthe same command goes on from there", file=sys.stderr)
         return EXIT_FAILED
-    except (CongError, MissingExtra) as error:
+    except CongError as error:
         print(f"demo: {error}", file=sys.stderr)
         return EXIT_WRONG
 

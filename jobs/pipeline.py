@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from cong.cli.config import add_config_options, resolve_config
-from cong.cli.pipeline import add_until, print_forecast, print_plan, require_report, tell
+from cong.cli.pipeline import add_until, print_forecast, print_plan, tell
 from cong.config import RunConfig
 from cong.errors import CongError, PipelineError
 from cong.pipeline import Running, Task, run_pipeline
 from cong.pipeline.stopping import StoppedEarly
 from cong.telemetry import configure_logging
 from cong.train.stopping import StopRequest
-from cong.wording import told_by_the_machine
+from cong.wording import require_installed, told_by_the_machine
 from jobs import connection
 from jobs.planning import placed, require_backend, require_storage
-from jobs.train import Failed, Job
-
-EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED = 0, 1, 2, 3
+from jobs.train import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_WRONG, Failed, Job
 
 _LOOK_S = 0.5
 
@@ -217,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
                 until = ["--until", arguments.until] if arguments.until else []
                 return submit(config, arguments.submit, "pipeline", config.training_job.grace_s, until)
-            require_report()
+            require_installed("report", "matplotlib", "jinja2")
             return run(config, is_local=arguments.local, until=arguments.until)
     except Failed as error:
         print(f"jobs.pipeline: {error}; run it again to go on", file=sys.stderr)

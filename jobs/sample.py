@@ -15,12 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cong.cli.config import add_config_options, resolve_config
 from cong.cli.dry_run import print_sampling_estimate
 from cong.client import AsyncClient, Patience
 from cong.client.bulk import Bounds, Bulk, GivenUp, Tally
 from cong.client.ledger import Ledger
 from cong.client.units import Ask, Units
-from cong.config import RunConfig, dump_config, load_config
+from cong.config import RunConfig, dump_config
 from cong.errors import ConfigError, CongError, Overloaded, Unavailable, Unreachable
 from cong.prompts import BadRow, Columns, PromptSource, open_prompts
 from cong.schemas import Prompt
@@ -240,16 +241,14 @@ def report(tally: Tally, failures: Failures) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m jobs.sample", description=__doc__)
-    parser.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help="later ones win")
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="over all files")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    add_config_options(parser, dry_run="print the plan and stop")
     connection.add_submit(parser)
     arguments = parser.parse_args(argv)
     configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every request
     try:
         with told_by_the_machine():
-            config = load_config(RunConfig, arguments.config, arguments.overrides)
+            config = resolve_config(arguments)
             if arguments.submit is not None and not arguments.dry_run:
                 from jobs.submit import submit
 

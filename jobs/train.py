@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cong.cli.config import add_config_options, print_config, resolve_config
 from cong.cli.dry_run import print_training_estimate
 from cong.config import RunConfig
-from cong.errors import ConfigError, CongError, MissingExtra
+from cong.errors import ConfigError, CongError
 from cong.telemetry import Progress, configure_logging, progress
 from cong.train.pace import Pace
 from cong.train.run import Outcome
@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failed as error:
         print(f"jobs.train: {error}; run it again to go on from the last checkpoint", file=sys.stderr)
         return EXIT_FAILED
-    except (CongError, MissingExtra) as error:
+    except CongError as error:
         print(f"jobs.train: {error}", file=sys.stderr)
         return EXIT_WRONG
 

@@ -2,16 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from cong.cli.config import Commands
 from cong.cluster import check_file
 from cong.cluster.check import PLACEHOLDER
 from cong.cluster.placement import placement_problems
 from cong.config import RunConfig, load_config
 from cong.errors import ConfigError
-
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -30,7 +27,7 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_cluster_commands(commands: "Commands") -> None:
+def add_cluster_commands(commands: Commands) -> None:
     """Declare `cong cluster ...`."""
     parser = commands.add_parser("cluster", help="check cluster files, Kubernetes objects and Serve configurations")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")

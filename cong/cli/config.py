@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 from pydantic import BaseModel
 
@@ -12,8 +12,8 @@ from cong.config import RunConfig, dump_config, load_config
 from cong.config.train import ObjectiveSettings
 from cong.errors import ConfigError
 
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""What a command is added to."""
 
 
 def add_config_options(
@@ -85,7 +85,7 @@ def _reference(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_config_commands(commands: "Commands") -> None:
+def add_config_commands(commands: Commands) -> None:
     """Declare `cong config ...`."""
     parser = commands.add_parser("config", help="check configuration files and print what they resolve to")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")

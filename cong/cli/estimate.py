@@ -3,13 +3,11 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.config import Commands, add_config_options, print_config, resolve_config
 from cong.errors import ConfigError
 
 if TYPE_CHECKING:
     from cong.report.tables import Table
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _sampling(arguments: argparse.Namespace) -> int:
@@ -70,7 +68,7 @@ def _print(table: "Table") -> None:
     Console(highlight=False, soft_wrap=True).print(to_rich(table))
 
 
-def add_estimate_commands(commands: "Commands") -> None:
+def add_estimate_commands(commands: Commands) -> None:
     """Declare `cong estimate ...`."""
     parser = commands.add_parser("estimate", help="GPU hours, memory and disk of a run, before it is started")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")

@@ -1,23 +1,15 @@
 """`cong evaluate`: judge models on held-out prompts; run again after a kill, it continues."""
 
 import argparse
-import importlib.util
-from typing import TYPE_CHECKING
 
-from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.config import Commands, add_config_options, print_config, resolve_config
 from cong.config import RunConfig
-from cong.errors import MissingExtra
-
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+from cong.wording import require_installed
 
 
 def run_evaluation(config: RunConfig) -> int:
     """Evaluate, leave the files, and show the tables."""
-    for package in ("matplotlib", "jinja2"):
-        if importlib.util.find_spec(package) is None:
-            # Now, and not hours later when the report is written.
-            raise MissingExtra("report", package)
+    require_installed("report", "matplotlib", "jinja2")
     import torch
     from rich.console import Console
 
@@ -53,7 +45,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return print_plan(config) if arguments.dry_run else run_evaluation(config)
 
 
-def add_evaluate_command(commands: "Commands") -> None:
+def add_evaluate_command(commands: Commands) -> None:
     """Declare `cong evaluate`."""
     parser = commands.add_parser("evaluate", help="judge models on held-out prompts, and report what came out")
     add_config_options(parser)

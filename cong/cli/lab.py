@@ -4,7 +4,6 @@ The lab, and torch with it, is imported when a command runs, so that other comma
 """
 
 import argparse
-import importlib.util
 import json
 import time
 from collections.abc import Callable
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.config import Commands, add_config_options, print_config, resolve_config
 from cong.config import RunConfig, dump_config
-from cong.errors import ConfigError, MissingExtra
+from cong.errors import ConfigError
+from cong.wording import require_installed
 
 if TYPE_CHECKING:
     from cong.lab.cache import Cache
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 LAB_THREADS = 1
 """Where `num_threads` is 0. Two threads are at most 1.4 times faster on networks this small, ten times slower where
@@ -40,20 +38,13 @@ def _prepare(config: RunConfig) -> "tuple[Cache, int]":
     return Cache(config.cache_dir / "lab"), num_threads
 
 
-def _require_report() -> None:
-    """Refuse at once what would otherwise fail minutes later, when the report is written."""
-    for package in ("matplotlib", "jinja2"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra("report", package)
-
-
 def _demo(arguments: argparse.Namespace) -> int:
     config = resolve_config(arguments)
     if arguments.output_dir is not None:
         config = config.model_copy(update={"output_dir": arguments.output_dir})
     if arguments.dry_run:
         return print_config(config)
-    _require_report()
+    require_installed("report", "matplotlib", "jinja2")
     from cong.files import write_file
     from cong.lab.chain.chain import run_chain
     from cong.lab.chain.files import write_chain
@@ -103,7 +94,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
         return print_config(config)
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds is {arguments.seeds}; give at least 1")
-    _require_report()
+    require_installed("report", "matplotlib", "jinja2")
     from cong.files import write_file
     from cong.lab.experiment.claims import judge_claims
     from cong.lab.experiment.experiment import claims_of, run_experiment
@@ -174,16 +165,14 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0 if is_sound else 1
 
 
-def _add(
-    actions: "Commands", name: str, run: Callable[[argparse.Namespace], int], about: str
-) -> argparse.ArgumentParser:
+def _add(actions: Commands, name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=about, description=about)
     add_config_options(parser)
     parser.set_defaults(run=run)
     return parser
 
 
-def add_lab_commands(commands: "Commands") -> None:
+def add_lab_commands(commands: Commands) -> None:
     """Declare `cong lab ...`."""
     parser = commands.add_parser("lab", help="the tiny world in which the whole method is made and measured")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")

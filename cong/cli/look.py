@@ -1,19 +1,17 @@
 """`cong look`: what the contrast does to a few prompts, token by token."""
 
 import argparse
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cong.cli.config import add_config_options, print_config, resolve_config
-from cong.errors import ConfigError, MissingExtra
+from cong.cli.config import Commands, add_config_options, print_config, resolve_config
+from cong.errors import ConfigError
 from cong.files import make_folder
+from cong.wording import require_installed
 
 if TYPE_CHECKING:
     from cong.schemas import Prompt
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _look(arguments: argparse.Namespace) -> int:
@@ -22,9 +20,7 @@ def _look(arguments: argparse.Namespace) -> int:
         return print_config(config)
     prompts = _prompts(arguments)
     if arguments.html is not None:
-        # Now, and not when all has been drawn.
-        if importlib.util.find_spec("jinja2") is None:
-            raise MissingExtra("report", "jinja2")
+        require_installed("report", "jinja2")
         make_folder(arguments.html.parent)
     import torch
     from rich.console import Console
@@ -79,7 +75,7 @@ def _prompts(arguments: argparse.Namespace) -> "Sequence[Prompt]":
     return prompts
 
 
-def add_look_command(commands: "Commands") -> None:
+def add_look_command(commands: Commands) -> None:
     """Declare `cong look`."""
     about = "answer a few prompts by base, aligned and contrast, and show what the contrast did to each token"
     parser = commands.add_parser("look", help=about, description=about)

@@ -1,27 +1,17 @@
 """`cong pipeline`: the whole method as stages on this machine; run again, it makes what is missing or has changed."""
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.config import Commands, add_config_options, print_config, resolve_config
 from cong.cli.dry_run import print_estimate
 from cong.config import RunConfig, load_config
-from cong.errors import MissingExtra
+from cong.wording import require_installed
 
 if TYPE_CHECKING:
     from cong.pipeline import Board, Executor, Outcome, Standing
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
-
-def require_report() -> None:
-    """Refuse at once what would otherwise fail hours later, when the report is written."""
-    for package in ("matplotlib", "jinja2"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra("report", package)
 
 
 def run_here(config: RunConfig, executor: "Executor | None" = None, until: str = "") -> "Outcome":
@@ -32,7 +22,7 @@ def run_here(config: RunConfig, executor: "Executor | None" = None, until: str =
     from cong.telemetry import configure_logging
     from cong.train.stopping import StopRequest
 
-    require_report()
+    require_installed("report", "matplotlib", "jinja2")
     configure_logging("INFO")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
@@ -144,7 +134,7 @@ def add_until(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--until", default="", metavar="STAGE", help="make this stage and what it needs, and stop")
 
 
-def add_pipeline_commands(commands: "Commands") -> None:
+def add_pipeline_commands(commands: Commands) -> None:
     """Declare `cong pipeline ...`."""
     parser = commands.add_parser("pipeline", help="the whole method, from a weak pair to a judged strong model")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")

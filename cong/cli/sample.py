@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.config import Commands, add_config_options, print_config, resolve_config
 from cong.cli.dry_run import print_sampling_estimate
 from cong.cli.samples_file import SamplesFile
 from cong.config import RunConfig
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from cong.engine import LocalEngine
     from cong.prompts import PromptSource
     from cong.schemas import Prompt, SampleRecord, SampleRequest
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _NUM_SHOWN = 5
 _MAX_SAMPLES = 4096
@@ -186,7 +184,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     return sample_from_service(config, arguments, prompts)
 
 
-def add_sample_command(commands: "Commands") -> None:
+def add_sample_command(commands: Commands) -> None:
     """Declare `cong sample`."""
     parser = commands.add_parser("sample", help="draw samples for a file of prompts, here or from a service")
     parser.add_argument(

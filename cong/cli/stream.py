@@ -8,8 +8,8 @@ import datetime
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from cong.cli.config import Commands
 from cong.cli.stream_arguments import add_filter_options, console, count_of, opened, size_of
 from cong.cli.stream_samples import export_samples, show, stats, tail
 from cong.config.loading import check
@@ -24,11 +24,8 @@ from cong.stream.names import JOURNAL, SEGMENTS
 from cong.stream.statistics import lane_facts
 from cong.stream.store import LocalStore
 
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-
-def add_stream_commands(commands: "Commands") -> None:
+def add_stream_commands(commands: Commands) -> None:
     """Declare `cong stream ...`."""
     parser = commands.add_parser("stream", help="list, follow, check, tidy and export a stream of samples")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")

@@ -3,14 +3,10 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.config import Commands, add_config_options, print_config, resolve_config
 from cong.cli.dry_run import print_training_estimate
 from cong.errors import ConfigError
-
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -48,7 +44,7 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_train_command(commands: "Commands") -> None:
+def add_train_command(commands: Commands) -> None:
     """Declare `cong train`."""
     about = "train a network on a stream or on preferences, on this machine"
     more = "It needs a network (train.network.source) and data (stream.location, or train.data). Run again, it goes on."

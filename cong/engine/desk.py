@@ -7,25 +7,16 @@ import heapq
 import itertools
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from cong.engine.protocol import (
-    EngineProtocol,
-    Event,
-    Generate,
-    Rate,
-    Rated,
-    SampleFinished,
-    TokenDrawn,
-    TokenRecord,
-)
+from cong.engine.protocol import Event, Generate, Rate, Rated, SampleFinished, TokenDrawn, TokenRecord
 from cong.engine.records import record_of, score_of
 from cong.engine.sequence import Sequence
 from cong.engine.text import TextStream
-from cong.errors import CongError, InvalidRequest, ModelError, PromptTooLong
+from cong.errors import InvalidRequest, PromptTooLong
 from cong.models import NetworkSet, detokenize, prompt_token_ids
-from cong.schemas import FinishReason, Prompt, SampleRecord, SampleRequest, SamplingParameters, sample_keys
+from cong.schemas import FinishReason, Prompt, SampleRequest, SamplingParameters, sample_keys
 
 log = logging.getLogger(__name__)
 
@@ -268,47 +259,3 @@ class Desk:
                 f"the prompt has {num_prompt} tokens and {name} asks for {num_more} more; together they may be "
                 f"{self.max_tokens} (the networks' context and the memory for keys and values); shorten one of them"
             )
-
-
-def generate(
-    engine: EngineProtocol,
-    keys: Callable[[SampleRequest], tuple[str, ...]],
-    requests: Iterable[SampleRequest],
-    known_keys: Collection[str],
-    max_waiting: int,
-) -> Iterator[SampleRecord]:
-    """Samples of many requests as they finish, in any order, but for those whose key is known.
-
-    No request is taken while so many samples wait. Nothing else uses the engine meanwhile. The first sample that cannot
-    be drawn ends it; whoever takes no more of them leaves nothing in the engine.
-    """
-    coming = enumerate(requests)
-    is_drained = False
-    num_left: dict[str, int] = {}
-    """Samples of the requests that are not through."""
-    try:
-        while not is_drained or engine.has_work:
-            while not is_drained and engine.stats().num_waiting < max_waiting:
-                number, request = next(coming, (0, None))
-                if request is None:
-                    is_drained = True
-                    continue
-                indices = tuple(i for i, key in enumerate(keys(request)) if key not in known_keys)
-                if indices:
-                    request_id = f"generate-{number}"
-                    engine.submit(Generate(request_id, request.prompt, request.parameters, indices))
-                    num_left[request_id] = len(indices)
-            for event in engine.events():
-                if isinstance(event, SampleFinished):
-                    num_left[event.request_id] -= 1
-                    if num_left[event.request_id] == 0:
-                        del num_left[event.request_id]
-                    if event.problem:
-                        name, index = event.record.prompt.prompt_id, event.sample_index
-                        raise ModelError(f"prompt {name!r}, sample {index}: {event.problem}")
-                    yield event.record
-    except (GeneratorExit, CongError):
-        for request_id in num_left:
-            engine.cancel(request_id)
-        engine.events()
-        raise

@@ -12,10 +12,11 @@ from cong.config.engine import EngineConfig
 from cong.engine.blocks import BlockPool
 from cong.engine.ceiling import measure_ceiling
 from cong.engine.cpu.waiting import Waiting
-from cong.engine.desk import Desk, generate
+from cong.engine.desk import Desk
 from cong.engine.drawing import Drawer, Drawn
 from cong.engine.gpu.captured import StepLimits
 from cong.engine.memory import StepCost, plan_blocks
+from cong.engine.offline import generate
 from cong.engine.pool import NO_BLOCK
 from cong.engine.protocol import EngineStats, Event, Generate, Rate, TokenRecord
 from cong.engine.runner import Logits, Runner
@@ -131,7 +132,7 @@ class Engine:
 
         Nothing else uses the engine meanwhile.
         """
-        return generate(self, self.keys, requests, known_keys, self.max_running)
+        return generate(self, requests, known_keys)
 
     def keys(self, request: SampleRequest) -> tuple[str, ...]:
         """The keys of the request's samples, in order of their index, whether they are made yet or not."""

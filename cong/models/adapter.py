@@ -4,7 +4,6 @@ Knows module trees and peft, which is imported only when an adapter is applied.
 """
 
 import copy
-import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from cong.errors import AdapterMismatch, ArtefactMissing, MissingExtra, ModelError, UnsupportedModel
+from cong.errors import AdapterMismatch, ArtefactMissing, ModelError, UnsupportedModel
 from cong.models.artefact import Artefact, open_artefact, read_json, weight_files
 from cong.models.fingerprint import fingerprint_weights
 from cong.models.silence import silence
 from cong.models.weights import StoredTensor, read_tensors
+from cong.wording import require_installed
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,7 @@ def open_adapter(
     source: str, *, revision: str | None = None, root: Path | None = None, cache_dir: Path | None = None
 ) -> Adapter:
     """Find a LoRA adapter and refuse what is not one, or could change the base it is put on."""
-    if importlib.util.find_spec("peft") is None:
-        raise MissingExtra("lora", "peft")
+    require_installed("lora", "peft")
     artefact = open_artefact(source, revision=revision, root=root, cache_dir=cache_dir)
     settings = read_json(artefact.folder / "adapter_config.json")
     if not settings:

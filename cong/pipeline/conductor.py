@@ -3,11 +3,9 @@
 Run again after a kill, it continues; one process at a time. Knows neither how a stage works nor where it runs.
 """
 
-import fcntl
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +15,7 @@ from pathlib import Path
 
 from cong.config import RunConfig, dump_config
 from cong.errors import ConfigError, PipelineError
-from cong.files import make_folder, remove_folder, write_file
+from cong.files import open_alone, remove_folder, write_file
 from cong.pipeline.board import Board, Standing
 from cong.pipeline.executors import Executor, InProcess, Running
 from cong.pipeline.marker import BEGUN, MARKER, is_begun, read_begun, write_begun, write_marker
@@ -257,15 +255,11 @@ def _publish(board: Board) -> Path:
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Refuse a second pipeline in the same folder while the first is alive; the lock goes with its process."""
-    make_folder(folder)
-    handle = os.open(folder / "pipeline.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another pipeline is at work in {folder}; wait for it, or give another output_dir"
-            ) from error
+        lock = open_alone(folder / "pipeline.lock")
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"another pipeline is at work in {folder}; wait for it, or give another output_dir"
+        ) from error
+    with lock:
         yield
-    finally:
-        os.close(handle)

@@ -11,10 +11,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cong.errors import MissingExtra
 from cong.files import write_file
 from cong.report.plots import Plot
 from cong.report.theme import COLOURS
+from cong.wording import brought_by
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,10 +42,9 @@ def save_plot(plot: Plot, path: Path) -> None:
 
 
 def _savefig(plot: Plot, kind: Literal["svg", "png"]) -> bytes:
-    try:
+    with brought_by("report"):
         import matplotlib.style
-    except ModuleNotFoundError as error:
-        raise MissingExtra("report", "matplotlib") from error
+
     from cong.report import charts
 
     # Nothing of a reader's own matplotlibrc may change the bytes.

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cong.errors import MissingExtra
 from cong.files import write_file
 from cong.report.drawing import save_plot, to_svg
 from cong.report.page import Block, Comparison, Details, Figure, Page, Prose, Samples, Section, Token
 from cong.report.tables import Table, markdown_escape, to_html, to_markdown
 from cong.report.theme import css_variables
+from cong.wording import brought_by
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -145,11 +145,10 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _environment() -> "Environment":
-    try:
+    with brought_by("report"):
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
-    except ModuleNotFoundError as error:
-        raise MissingExtra("report", "jinja2") from error
+
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -23,14 +23,14 @@ from cong.stream.buffer import STRENGTH, Ack, Buffer, Level, Pending, Waiter
 from cong.stream.columns import PackedRow, pack, table_of
 from cong.stream.filesystem import FileSystem
 from cong.stream.identity import ensure_identity
-from cong.stream.index import KeyIndex, Place, index_cache
+from cong.stream.index import Place
 from cong.stream.journal import Frame, Journal
 from cong.stream.keys import joined_digests
-from cong.stream.listing import Listing, list_stream
 from cong.stream.names import Marker, SegmentName
 from cong.stream.ownership import claim, require_unfenced, require_writer_id
 from cong.stream.recovery import Orphan, close_lanes, dispose, journal_place, open_journal, unsealed_records
 from cong.stream.segment import Placement, encode
+from cong.stream.sight import Sight
 from cong.stream.store import Store
 from cong.wording import with_remedy
 
@@ -62,13 +62,7 @@ class StreamWriter:
         require_writer_id(name)
         stream = ensure_identity(store)
         self.lane = claim(store, name)
-        self._index = KeyIndex(store, stream, index_cache(store, cache_dir))
-        self._listed_at_s = 0.0
-        self._settled: set[SegmentName] = set()
-        """Segments in sight whose names this writer has made durable."""
-        self._store.settle()  # of folders that another process made a moment ago
-        self._listing = Listing({}, [], [])
-        self._relist()
+        self._sight = Sight(store, stream, cache_dir, self._settings.relist_s)
         self._buffer = Buffer(self._settings)
         self._agenda = Agenda(self._settings, self._buffer)
         self._changed = threading.Condition()
@@ -126,18 +120,16 @@ class StreamWriter:
     def find(self, key: str) -> Place | None:
         """Where a key is stored, by this writer or by any other."""
         with self._changed:
-            found = self._index.find(key)
-            if found is None and self._is_stale:
-                self._relist()
-                found = self._index.find(key)
+            found = self._sight.find(key)
+            if found is None and self._sight.look_if_old():
+                found = self._sight.find(key)
             return found
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Those of many keys that are neither stored nor on their way."""
         with self._changed:
-            if self._is_stale:
-                self._relist()
-            return [key for key in keys if self._buffer.get(key) is None and self._index.find(key) is None]
+            self._sight.look_if_old()
+            return [key for key in keys if self._buffer.get(key) is None and self._sight.find(key) is None]
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Publish everything handed in so far."""
@@ -242,7 +234,7 @@ class StreamWriter:
             future = self._add_waiter(pending, level, is_duplicate=True)
             self._changed.notify_all()
             return future
-        place = self._index.find(key, packed.digest)
+        place = self._sight.find(key, packed.digest)
         if place is None:
             return None
         self.num_duplicates += 1
@@ -358,8 +350,7 @@ class StreamWriter:
         self._sequence += 1
         self.num_segments += 1
         with self._changed:
-            self._settled.add(name)
-            self._index.add(self.lane, name.first_row, digests)
+            self._sight.add(name, digests)
             self._buffer.finish_segment()
             self._journalled_row = max(self._journalled_row, name.stop_row)
             self._agenda.is_forced = self._agenda.is_forced and len(self._buffer) > 0
@@ -397,38 +388,19 @@ class StreamWriter:
             self._changed.notify_all()
         self._thread.join(self._settings.timeout_s)
 
-    # What is there.
-
-    def _relist(self) -> None:
-        """See the stream as it is now, with its keys known and its names durable.
-
-        Whoever hands in a key that is there already is told that it is stored, so what is in sight must not vanish.
-        """
-        listed_at_s = time.monotonic()
-        listing = list_stream(self._store, self._listing.gaps)
-        in_sight = {*listing.segments}
-        if not in_sight <= self._settled:
-            self._store.settle()
-        self._settled = in_sight
-        self._index.refresh(listing)
-        self._listing, self._listed_at_s = listing, listed_at_s
-
-    @property
-    def _is_stale(self) -> bool:
-        """Whether others' keys have to be looked for again; what this writer stores itself is always known."""
-        return time.monotonic() - self._listed_at_s >= self._settings.relist_s
+    # What others left.
 
     def _carry_on(self, orphans: list[Orphan]) -> None:
         """Store what dead writers of this machine left behind, and close their lanes."""
         try:
             # Looked at again now that their locks are ours: no more can come from them.
             with self._changed:
-                self._relist()
+                self._sight.look()
             for orphan in orphans:
-                for record in unsealed_records(orphan, self._listing):
+                for record in unsealed_records(orphan, self._sight.listing):
                     self.append(record)
             self.flush()
-            close_lanes(self._store, orphans, self._listing)
+            close_lanes(self._store, orphans, self._sight.listing)
             dispose(self._journal_files, self._journal_dir, orphans)
         except (StreamError, OSError) as error:
             with contextlib.suppress(OSError):

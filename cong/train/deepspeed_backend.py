@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cong.config.train import TrainConfig
-from cong.errors import CheckpointError, ConfigError, CongError, MissingExtra
+from cong.errors import CheckpointError, ConfigError, CongError
 from cong.train.data.batch import MicroBatch
 from cong.train.deepspeed_files import (
     TAG,
@@ -34,6 +34,7 @@ from cong.train.extensions import prepare_extension
 from cong.train.forward import response_logits
 from cong.train.process_group import join_process_group, text_from_first
 from cong.train.zero import deepspeed_config, needed_extensions
+from cong.wording import brought_by
 
 logger = logging.getLogger(__name__)
 
@@ -321,10 +322,9 @@ def _import_deepspeed() -> ModuleType:
     if not torch.cuda.is_available():
         # Otherwise DeepSpeed warns that it has found no accelerator.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    try:
+    with brought_by("train"):
         import deepspeed  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MissingExtra("train", "deepspeed") from error
+
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Collectives of torch that DeepSpeed calls by their old names, once per call.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)

@@ -6,18 +6,16 @@ metrics.jsonl  tensorboard/  curves.svg     how it went
 model/  summary.json                        what came out
 """
 
-import fcntl
 import importlib.util
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from cong.config import RunConfig, dump_config
 from cong.errors import ConfigError
-from cong.files import json_bytes, make_folder, write_file
+from cong.files import json_bytes, open_alone, write_file
 from cong.models import Network
 from cong.telemetry import progress as show_progress
 from cong.train.arithmetic import StepArithmetic, peak_operations_per_s
@@ -40,7 +38,7 @@ class RunFolder:
     def __init__(self, config: RunConfig, *, is_first: bool) -> None:
         self._config = config
         self._is_first = is_first
-        self._lock: int | None = None
+        self._lock: BinaryIO | None = None
         self.root = config.output_dir
         self.checkpoints = self.root / "checkpoints"
         self.ledger = self.root / "ledger"
@@ -52,7 +50,6 @@ class RunFolder:
 
     def __enter__(self) -> Self:
         if self._is_first:
-            make_folder(self.root)
             self._lock = _lock(self.root)
         return self
 
@@ -60,7 +57,7 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
     def summary(self) -> str:
@@ -137,12 +134,9 @@ class RunFolder:
         return self.model
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path) -> BinaryIO:
     """Refuse a second run in the same folder while the first is alive; the lock goes with its process."""
-    handle = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return open_alone(folder / "run.lock")
     except BlockingIOError as error:
-        os.close(handle)
         raise ConfigError(f"another run is at work in {folder}; wait for it, or give another output_dir") from error
-    return handle

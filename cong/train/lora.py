@@ -5,8 +5,9 @@ from typing import Any, cast
 from torch import nn
 
 from cong.config.train import LoraSettings
-from cong.errors import ConfigError, MissingExtra
+from cong.errors import ConfigError
 from cong.models.silence import silence
+from cong.wording import brought_by
 
 
 def add_lora(model: nn.Module, settings: LoraSettings) -> Any:
@@ -14,10 +15,9 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> Any:
 
     Its first factor is drawn from torch's global generator, its second is zero: nothing changes before training.
     """
-    try:
+    with brought_by("lora"):
         from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingExtra("lora", "peft") from error
+
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=cast(Any, settings.alpha),

@@ -65,7 +65,7 @@ def evaluation_examples(config: RunConfig, method: Objective, tokenizer: Tokeniz
     wanted, train = config.train.evaluation, config.train
     found: list[Example] = []
     if wanted.held_out_share:
-        if source.num_examples is None or (train.data.kind == "stream" and config.stream.read.follow is not None):
+        if source.is_growing:
             raise ConfigError(
                 "train.evaluation.held_out_share needs a stream that is finished, and stream.read.follow is set; give "
                 "train.evaluation.data instead"

@@ -9,7 +9,7 @@ from typing import TypeVar
 from cong.errors import CheckpointError, CongError
 from cong.stream import Cursor
 from cong.train.backend import Backend
-from cong.train.checkpoint import BACKEND, MARKER, Checkpoint, committed, folder_name, newest_complete
+from cong.train.checkpoint import BACKEND, MARKER, STATE, Checkpoint, committed, folder_name, newest_complete
 from cong.train.data.feed import Feed
 from cong.train.data.stream_source import stream_cursors
 from cong.train.folder import RunFolder
@@ -17,6 +17,7 @@ from cong.train.ledger import Ledger
 from cong.train.loop import Progress
 from cong.train.randomness import restore_generators, seed_all
 from cong.train.recipe import Recipe, require_same
+from cong.train.remote import RemoteCheckpoints
 from cong.train.saving import generators_file
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def find_checkpoint(backend: Backend, folder: RunFolder, recipe: Recipe) -> Chec
 
     def look() -> int | None:
         if folder.remote is not None:
-            _bring_newer(folder)
+            _bring_newer(folder, folder.remote)
         found = newest_complete(folder.checkpoints, folder.ledger)
         if found is None:
             return None
@@ -42,7 +43,7 @@ def find_checkpoint(backend: Backend, folder: RunFolder, recipe: Recipe) -> Chec
         return None
     path = folder.checkpoints / folder_name(step)
     try:
-        return Checkpoint(path, step, json.loads((path / "state.json").read_text(encoding="utf-8")))
+        return Checkpoint(path, step, json.loads((path / STATE).read_text(encoding="utf-8")))
     except OSError as error:
         raise CheckpointError(
             f"rank {backend.rank} cannot read {path}, which rank 0 has found: {error}; output_dir must be a folder "
@@ -98,14 +99,13 @@ def resume(
     return progress, ledger
 
 
-def _bring_newer(folder: RunFolder) -> None:
+def _bring_newer(folder: RunFolder, remote: RemoteCheckpoints) -> None:
     """Download the store's newest checkpoint where this machine has none that is as new."""
-    assert folder.remote is not None, "asked only where there is a store"
-    steps = folder.remote.steps()
+    steps = remote.steps()
     local = folder.checkpoints / folder_name(steps[-1]) if steps else None
-    if local is not None and not (local / "COMMITTED").is_file():
-        logger.warning("%s is not here; it is fetched from %s", local, folder.remote.url)
-        folder.remote.download(steps[-1], folder.checkpoints, folder.ledger)
+    if local is not None and not (local / MARKER).is_file():
+        logger.warning("%s is not here; it is fetched from %s", local, remote.url)
+        remote.download(steps[-1], folder.checkpoints, folder.ledger)
 
 
 def _without_frozen(recipe: Recipe) -> Recipe:

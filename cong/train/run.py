@@ -106,12 +106,11 @@ def train(
                 return left
         folder.begin()
         progress = Progress(_num_steps(config, source), source.position)
-        is_growing = settings.data.kind == "stream" and config.stream.read.follow is not None
-        frozen = FrozenNetworks(config, backend, network.fingerprint, is_growing=is_growing)
-        feed = _feed(config, backend, source, method, frozen, is_growing=is_growing)
+        frozen = FrozenNetworks(config, backend, network.fingerprint, is_growing=source.is_growing)
+        feed = _feed(config, backend, source, method, frozen)
         validation = _validation(config, backend, source, method, frozen, network.tokenizer)
         is_quiet = is_quiet or backend.rank > 0
-        if not is_growing and not _score(source, config, frozen, method, backend, stop, is_quiet=is_quiet):
+        if not source.is_growing and not _score(source, config, frozen, method, backend, stop, is_quiet=is_quiet):
             return _NOT_BEGUN
         frozen.training_begins()
         recipe |= {f"frozen.{name}": fingerprint for name, fingerprint in frozen.fingerprints.items()}
@@ -222,9 +221,7 @@ def _num_steps(config: RunConfig, source: Source) -> int:
     return min(num_steps, settings.max_steps) if settings.max_steps else num_steps
 
 
-def _feed(
-    config: RunConfig, backend: Backend, source: Source, method: Objective, frozen: FrozenNetworks, *, is_growing: bool
-) -> Feed:
+def _feed(config: RunConfig, backend: Backend, source: Source, method: Objective, frozen: FrozenNetworks) -> Feed:
     share = config.train.evaluation.held_out_share
     return Feed(
         source,
@@ -236,7 +233,7 @@ def _feed(
         frozen=frozen.of(method.needs.frozen),
         is_held_out=lambda prompt_id: is_held_out(prompt_id, share),
         # Two ranks may look at a growing stream at different moments.
-        from_first=backend.from_first if is_growing and backend.world_size > 1 else None,
+        from_first=backend.from_first if source.is_growing and backend.world_size > 1 else None,
     )
 
 

@@ -149,16 +149,14 @@ async def _complete(
     head: replies.Head,
 ) -> replies.CompletionReply:
     vocabulary, caller, n = service.facts.vocabulary, caller_of(request), body.num_choices
-    found = SampleReply(request_id="", samples=(), usage=Usage())
-    if call is not None:
-        found = await _sample(service, call, caller, retry, is_chat=False)
+    found = None if call is None else await _sample(service, call, caller, retry, is_chat=False)
     echoes = await _echoes(service, body, caller) if body.echo else [None] * len(body.prompt)
-    usage = found.usage
-    if call is None:
-        usage = Usage(prompt_tokens=sum(len(echo.token_ids) for echo in echoes if echo is not None))
-    records: list[SampleRecord | None] = [sample.record for sample in found.samples]
-    if call is None:
+    records: list[SampleRecord | None]
+    if found is not None:
+        records, usage = [sample.record for sample in found.samples], found.usage
+    else:
         records = [None] * (len(body.prompt) * n)
+        usage = Usage(prompt_tokens=sum(len(echo.token_ids) for echo in echoes if echo is not None))
     return replies.CompletionReply(
         id=head.id,
         created=head.created,

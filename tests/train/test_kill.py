@@ -17,6 +17,7 @@ from cong.config import RunConfig, dump_config
 from cong.train.ledger import read_ledger
 from cong.train.metrics import read_metrics
 from cong.train.stopping import STOPPED_EXIT_CODE
+from tests.train.runs import ledger_keys
 from tests.train.worlds import network_folder, run_config, sample, stream_keys, write_samples
 
 LIMIT_S = 120.0
@@ -86,7 +87,7 @@ def kill_and_resume(root: Path, num_kills: int, num_records: int) -> None:
         is_over.set()
         thread.join(timeout=30)
     assert process.returncode == 0, errors
-    trained = Counter(key for _, keys in read_ledger(config.output_dir / "ledger") for key in keys)
+    trained = ledger_keys(config)
     assert trained == Counter(stream_keys(location))
     assert set(trained.values()) == {1}
     steps = [step for step, _ in read_ledger(config.output_dir / "ledger")]

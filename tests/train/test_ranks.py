@@ -1,7 +1,6 @@
 """Any number of ranks trains the same run: the same steps, the same weights up to rounding, every record once."""
 
 import threading
-import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,16 @@ from cong.train.metrics import read_metrics
 from cong.train.run import Outcome, train
 from cong.train.stopping import StopRequest
 from tests.train.ranks import ThreadBackend, on_ranks
-from tests.train.worlds import final_weights, network_folder, run_config, sample, stream_keys, write_samples
+from tests.train.runs import DPO, ledger_keys
+from tests.train.worlds import (
+    final_weights,
+    network_folder,
+    run_config,
+    sample,
+    sampled_meanwhile,
+    stream_keys,
+    write_samples,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +42,6 @@ def one_network_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cong.train.trainee.load_network", locked)
 
 
-DPO = {"objective": {"name": "dpo", "parameters": {"beta": 0.5}}, "data": {"kind": "joined"}}
 EVALUATED = {"evaluation": {"held_out_share": 0.2, "every_steps": 3}}
 
 
@@ -88,21 +95,9 @@ def test_ranks_of_a_growing_stream_take_what_the_first_has_seen(tmp_path: Path) 
     read = {"follow": {"poll_s": 0.01, "idle_timeout_s": 60.0}, "max_records": total, "shuffle_rows": 0}
     config = run_config(tmp_path, stream={"location": str(location), "read": read})
 
-    def sampler() -> None:
-        for number in range(1, total, 3):
-            write_samples(
-                location, [sample(each) for each in range(number, min(total, number + 3))], f"live{number:02d}"
-            )
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=sampler)
-    thread.start()
-    try:
+    with sampled_meanwhile(location, total, 3):
         on_ranks(2, lambda make: train(config, make, is_quiet=True))
-    finally:
-        thread.join(timeout=30)
-    trained = Counter(key for _, keys in read_ledger(config.output_dir / "ledger") for key in keys)
-    assert trained == Counter(stream_keys(location))
+    assert ledger_keys(config) == Counter(stream_keys(location))
 
 
 def test_a_rank_that_cannot_save_ends_all_of_them(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 from cong.errors import CheckpointError
 from cong.train.remote import RemoteCheckpoints
 from cong.train.run import train
-from tests.train.test_resume import require_equal_runs, stop_after_checkpoints
+from tests.train.runs import require_equal_runs, stop_after_checkpoints
 from tests.train.worlds import run_config
 
 KEYS = {"key": "testing", "secret": "testing"}

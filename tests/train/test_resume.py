@@ -11,27 +11,25 @@ from typing import Any
 import pytest
 import torch
 
-from cong.cli import main
 from cong.config import RunConfig
-from cong.errors import CheckpointError, ConfigError
+from cong.errors import ConfigError
 from cong.files import files_below
 from cong.train.ledger import read_ledger
 from cong.train.loop import Progress, StepReport
 from cong.train.metrics import read_metrics
-from cong.train.resuming import cursors_in_use
-from cong.train.run import Outcome, train
+from cong.train.run import train
 from cong.train.stopping import StopRequest
 from cong.train.validation import is_held_out
-from tests.train.worlds import final_weights, network_folder, run_config, sample, stream_keys, write_samples
-
-TIMES = ("tokens_per_s", "arithmetic_share", "wait_s", "compute_s")
-DPO = {"objective": {"name": "dpo", "parameters": {"beta": 0.5}}, "data": {"kind": "joined"}}
-
-
-def curve(config: RunConfig) -> list[dict[str, Any]]:
-    """Every number of every step that is no time."""
-    lines = read_metrics(config.output_dir / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+from tests.train.runs import DPO, TIMES, curve, ledger_keys, require_equal_runs, stop_after_checkpoints, train_in_pieces
+from tests.train.worlds import (
+    final_weights,
+    network_folder,
+    run_config,
+    sample,
+    sampled_meanwhile,
+    stream_keys,
+    write_samples,
+)
 
 
 def tensorboard_steps(config: RunConfig, name: str) -> list[int]:
@@ -47,39 +45,6 @@ def tensorboard_steps(config: RunConfig, name: str) -> list[int]:
             steps += [int(event.step) for value in event.summary.value if value.tag == name]
             place = end + 4
     return steps
-
-
-def stop_after_checkpoints(config: RunConfig, num_checkpoints: int) -> Outcome:
-    """Train until so many checkpoints are committed, and one step more."""
-    stop = StopRequest()
-    left = [num_checkpoints]
-
-    def report(metrics: object, folder: Path) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            stop.set()
-
-    return train(config, report=report, stop=stop, is_quiet=True)
-
-
-def train_in_pieces(config: RunConfig) -> int:
-    """Train with a stop in every process; how many processes it took."""
-    for number in range(1, 30):
-        if stop_after_checkpoints(config, 1).is_finished:
-            return number
-    raise AssertionError("the run does not end")
-
-
-def require_equal_runs(one: RunConfig, other: RunConfig) -> None:
-    assert curve(one) == curve(other)
-    assert list(read_ledger(one.output_dir / "ledger")) == list(read_ledger(other.output_dir / "ledger"))
-    weights, others = final_weights(one), final_weights(other)
-    assert weights.keys() == others.keys()
-    assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
-
-
-def ledger_keys(config: RunConfig) -> Counter[str]:
-    return Counter(key for _, keys in read_ledger(config.output_dir / "ledger") for key in keys)
 
 
 @pytest.mark.parametrize(
@@ -144,20 +109,9 @@ def test_following_a_live_stream_resumes_bit_for_bit(tmp_path: Path) -> None:
     stream = {"location": str(location), "read": read}
     broken = run_config(tmp_path, output_dir=tmp_path / "broken", stream=stream)
 
-    def sampler() -> None:
-        # Every epoch of the writer is another lane; the reader takes a lane's rows in their order, whenever they come.
-        for number in range(1, total, 7):
-            write_samples(
-                location, [sample(each) for each in range(number, min(total, number + 7))], f"live{number:02d}"
-            )
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=sampler)
-    thread.start()
-    try:
+    # The reader takes a lane's rows in their order, whenever they come.
+    with sampled_meanwhile(location, total, 7):
         assert train_in_pieces(broken) >= 4
-    finally:
-        thread.join(timeout=30)
     trained = [key for _, keys in read_ledger(broken.output_dir / "ledger") for key in keys]
     assert Counter(trained) == Counter(sample(number).key for number in range(total))
 
@@ -194,92 +148,6 @@ def test_a_run_that_waits_for_samples_stops_when_it_is_asked(tmp_path: Path) -> 
     write_samples(location, (sample(number) for number in range(14, 30)), "live2")
     assert train(config, is_quiet=True).is_finished
     assert ledger_keys(config) == Counter(sample(number).key for number in range(30))
-
-
-def live_run(root: Path, num_samples: int = 60) -> RunConfig:
-    """A run that reads a growing stream once, so that what it has passed is not needed again."""
-    network_folder(root / "network")
-    location = root / "stream"
-    write_samples(location, (sample(number) for number in range(num_samples)), "live", is_closed=False)
-    read = {"follow": {"poll_s": 0.01, "idle_timeout_s": 60.0}, "max_records": num_samples, "shuffle_rows": 0}
-    return run_config(root, stream={"location": str(location), "read": read})
-
-
-def retain_by_command(config: RunConfig, *options: str) -> int:
-    return main(["stream", "retain", config.stream.location, "--run", str(config.output_dir), *options])
-
-
-def test_retention_spares_what_kept_checkpoints_may_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = live_run(tmp_path)
-    location = config.stream.location
-    assert retain_by_command(config) == 2
-    assert "has no committed checkpoint, so a run there may still read everything" in capsys.readouterr().err
-    stop_after_checkpoints(config, 3)
-    assert [cursor.num_records for cursor in cursors_in_use(config.output_dir)] == [36, 42]
-    assert retain_by_command(config, "--dry-run") == 0
-    assert "32 rows in 4 segments" in capsys.readouterr().out
-    assert len(stream_keys(Path(location))) == 60
-    assert retain_by_command(config) == 0
-    told = capsys.readouterr().out
-    assert "its checkpoints lie behind 36 to 42 records" in told
-    assert "removed; 28 rows in 4 segments stay" in told, "segments of eight rows wholly below the older checkpoint"
-    assert train(config, is_quiet=True).is_finished
-    assert ledger_keys(config) == Counter(sample(number).key for number in range(60))
-
-    still = run_config(tmp_path, output_dir=tmp_path / "still", stream={"location": location})
-    stop_after_checkpoints(still, 1)
-    assert retain_by_command(still) == 0
-    assert "no segment lies wholly below every cursor" in capsys.readouterr().out, "epochs begin again"
-
-
-def test_retention_after_a_kill_within_a_save_leaves_all_that_the_run_goes_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unbroken, broken = live_run(tmp_path / "unbroken"), live_run(tmp_path / "broken")
-    assert train(unbroken, is_quiet=True).is_finished
-    stop_after_checkpoints(broken, 1)
-    num_committed = len(cursors_in_use(broken.output_dir))
-
-    def killed(source: Path, target: Path) -> Path:
-        raise KeyboardInterrupt
-
-    # Everything of the next checkpoint is written, its marker too, and it never takes its name.
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(broken, is_quiet=True)
-    assert list((broken.output_dir / "checkpoints").glob(".step-*/COMMITTED"))
-    assert len(cursors_in_use(broken.output_dir)) == num_committed
-    assert retain_by_command(broken) == 0
-    assert len(stream_keys(Path(broken.stream.location))) < 60
-    assert train(broken, is_quiet=True).is_finished
-    require_equal_runs(unbroken, broken)
-
-
-def test_retention_is_refused_where_it_is_not_known_what_a_run_needs(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def told(config: RunConfig, *options: str) -> str:
-        assert retain_by_command(config, *options) == 2
-        return capsys.readouterr().err
-
-    config = live_run(tmp_path / "live")
-    stop_after_checkpoints(config, 1)
-    newest = max((config.output_dir / "checkpoints").glob("step-*"))
-    state = (newest / "state.json").read_bytes()
-    (newest / "state.json").write_bytes(b"{")
-    assert "its state cannot be read, so what it needs is not known" in told(config)
-    (newest / "state.json").write_bytes(state)
-
-    write_samples(root / "stream", (sample(number, is_plain=True) for number in range(40)), "own")
-    pairs = run_config(root, DPO)
-    stop_after_checkpoints(pairs, 1)
-    assert "holds no cursor of a stream: a run on pairs reads all of its data" in told(pairs)
-    other = run_config(root, output_dir=config.output_dir)
-    assert "trains on stream" in told(other)
-    assert len(stream_keys(root / "stream")) == 80
-    (tmp_path / "cursor.json").write_text("{}")
-    assert "cursor.json: this is not a stream cursor" in told(config, "--cursor", str(tmp_path / "cursor.json"))
 
 
 def test_a_finished_run_is_not_trained_again(root: Path) -> None:
@@ -367,56 +235,6 @@ def test_a_run_that_died_before_its_first_checkpoint_leaves_no_line_behind(root:
     require_equal_runs(whole, died)
 
 
-CHANGES: list[tuple[dict[str, Any], str]] = [
-    ({"optimizer": {"learning_rate": 1e-3}}, "train.optimizer.learning_rate was 0.003 and is 0.001"),
-    ({"batches": {"batch_size": 5}}, "train.batches.batch_size was 6 and is 5"),
-    ({"num_epochs": 3}, "train.num_epochs was 2 and is 3"),
-    ({"objective": {"parameters": {"mean_over": "sequences"}}}, "train.objective.parameters.mean_over"),
-    ({"evaluation": {"held_out_share": 0.1}}, "train.evaluation.held_out_share was 0.0 and is 0.1"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), CHANGES)
-def test_a_changed_recipe_is_refused_by_name(root: Path, change: dict[str, Any], message: str) -> None:
-    stop_after_checkpoints(run_config(root, {"num_epochs": 2}), 1)
-    asked = (root / "run" / "config.yaml").read_text()
-    with pytest.raises(CheckpointError, match=message):
-        train(run_config(root, {"num_epochs": 2, **change}), is_quiet=True)
-    assert (root / "run" / "config.yaml").read_text() == asked, "the folder tells of the run that is in it"
-
-
-def test_another_network_or_filter_is_refused_by_name(root: Path) -> None:
-    stop_after_checkpoints(run_config(root), 1)
-    network_folder(root / "other", seed=1)
-    with pytest.raises(CheckpointError, match=r"network\.fingerprint was"):
-        train(run_config(root, {"network": {"source": str(root / "other")}}), is_quiet=True)
-    read = {"shuffle_rows": 16, "shuffle_seed": 4}
-    with pytest.raises(CheckpointError, match=r"data\.order\.shuffle_seed was 3 and is 4"):
-        train(run_config(root, stream={"location": str(root / "stream"), "read": read}), is_quiet=True)
-
-
-def test_a_moved_network_and_stream_are_the_same(root: Path) -> None:
-    stop_after_checkpoints(run_config(root), 1)
-    (root / "network").rename(root / "network-2")
-    (root / "stream").rename(root / "stream-2")
-    stream = {"location": str(root / "stream-2"), "read": {"shuffle_rows": 16, "shuffle_seed": 3}}
-    config = run_config(root, {"network": {"source": str(root / "network-2")}}, stream=stream)
-    assert train(config, is_quiet=True).is_finished
-
-
-def test_what_only_watches_or_keeps_may_change(root: Path) -> None:
-    stop_after_checkpoints(run_config(root), 1)
-    changed = {
-        "checkpoints": {"every_steps": 3, "num_kept": 1},
-        "logging": {"every_steps": 2},
-        "batches": {"max_tokens_per_micro_batch": 90},
-        "has_activation_checkpointing": True,
-    }
-    config = run_config(root, changed)
-    assert train(config, is_quiet=True).is_finished
-    assert len(list((config.output_dir / "checkpoints").glob("step-*"))) == 1
-
-
 def test_two_runs_in_one_folder_are_refused(root: Path) -> None:
     config = run_config(root)
     found: list[str] = []
@@ -428,118 +246,3 @@ def test_two_runs_in_one_folder_are_refused(root: Path) -> None:
 
     train(config, report=report, is_quiet=True)
     assert found
-
-
-def checkpoint_files(config: RunConfig) -> list[str]:
-    newest = sorted((config.output_dir / "checkpoints").glob("step-*"))[-1]
-    return [f"{newest.name}/{name}" for name in files_below(newest)]
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def test_every_damage_to_the_newest_checkpoint_is_announced_and_stepped_over(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = run_config(root)
-    unbroken = run_config(root, output_dir=root / "unbroken")
-    train(unbroken, is_quiet=True)
-    stop_after_checkpoints(config, 2)
-    files = checkpoint_files(config)
-    assert {Path(name).name for name in files} == {
-        *("COMMITTED", "manifest.json", "state.json", "generators-00000.json"),
-        *("weights.safetensors", "optimizer.safetensors"),
-    }
-    folder = config.output_dir / "checkpoints"
-    from cong.train.checkpoint import newest_complete
-
-    whole = newest_complete(folder, config.output_dir / "ledger")
-    assert whole is not None
-    assert whole.step == 5
-    damages = {
-        "removed": lambda path: path.unlink(),
-        "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-        "emptied": lambda path: path.write_bytes(b""),
-        "flipped": flip,
-    }
-    for name in files:
-        content = (folder / name).read_bytes()
-        for damage in damages.values():
-            damage(folder / name)
-            caplog.clear()
-            found = newest_complete(folder, config.output_dir / "ledger")
-            assert found is not None
-            assert found.step == 4
-            assert "stepping back to step 4" in caplog.text
-            assert "step-00000005 is not complete" in caplog.text
-            (folder / name).write_bytes(content)
-    flip(folder / "step-00000005" / "backend" / "weights.safetensors")
-    train(config, is_quiet=True)
-    require_equal_runs(unbroken, config)
-
-
-def test_a_missing_newest_checkpoint_is_announced(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    import shutil
-
-    config = run_config(root)
-    stop_after_checkpoints(config, 2)
-    shutil.rmtree(config.output_dir / "checkpoints" / "step-00000005")
-    assert train(config, is_quiet=True).is_finished
-    assert "step-00000005 was committed and is missing" in caplog.text
-
-
-def test_training_never_starts_from_zero_by_itself(root: Path) -> None:
-    import shutil
-
-    config = run_config(root)
-    stop_after_checkpoints(config, 1)
-    folder = config.output_dir / "checkpoints"
-    for path in folder.glob("step-*"):
-        flip(path / "state.json")
-    with pytest.raises(CheckpointError, match="no checkpoint is left to resume from"):
-        train(config, is_quiet=True)
-    shutil.rmtree(folder)
-    with pytest.raises(CheckpointError, match="shows steps that were saved"):
-        train(config, is_quiet=True)
-
-
-def test_a_damaged_ledger_part_is_noticed(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = run_config(root)
-    stop_after_checkpoints(config, 2)
-    (part,) = (config.output_dir / "ledger").glob("steps-00000004-*.jsonl")
-    flip(part)
-    assert train(config, is_quiet=True).is_finished
-    assert "the ledger is damaged" in caplog.text
-    assert ledger_keys(config) == Counter(stream_keys(root / "stream"))
-
-
-def test_an_interrupted_write_leaves_the_checkpoints_before_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cong.train.torch_backend import TorchBackend
-
-    config = run_config(root)
-    stop_after_checkpoints(config, 1)
-    before = sorted(path.name for path in (config.output_dir / "checkpoints").glob("step-*"))
-
-    def full_disk(self: TorchBackend, folder: Path) -> None:
-        (folder / "weights.safetensors").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TorchBackend, "save", full_disk)
-        with pytest.raises(
-            CheckpointError, match=r"No space left on device.*disk has room.*before it are as they were"
-        ):
-            train(config, is_quiet=True)
-    assert sorted(path.name for path in (config.output_dir / "checkpoints").glob("step-*")) == before
-    assert train(config, is_quiet=True).is_finished
-
-
-def test_checkpoints_are_kept_by_number(root: Path) -> None:
-    config = run_config(root, {"checkpoints": {"every_steps": 1, "num_kept": 3}})
-    train(config, is_quiet=True)
-    names = sorted(path.name for path in (config.output_dir / "checkpoints").iterdir())
-    assert names == ["newest.json", "step-00000005", "step-00000006", "step-00000007"]
-    assert json.loads((config.output_dir / "checkpoints" / "newest.json").read_text()) == {"step": 7}

@@ -20,7 +20,7 @@ from cong.train.run import train
 from cong.train.scores import FrozenScores, ScoreCache
 from cong.train.torch_backend import TorchBackend
 from tests.train.ranks import ThreadBackend, on_ranks
-from tests.train.test_resume import DPO, require_equal_runs, stop_after_checkpoints
+from tests.train.runs import DPO, require_equal_runs, stop_after_checkpoints
 from tests.train.worlds import network_folder, run_config, sample, write_samples
 
 

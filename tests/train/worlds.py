@@ -1,6 +1,9 @@
 """Tiny networks, streams of samples that they can read, and run configurations over both."""
 
-from collections.abc import Iterable, Mapping
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +74,24 @@ def write_samples(
         writer.close()
     else:
         writer.abandon()
+
+
+@contextmanager
+def sampled_meanwhile(location: Path, total: int, num_at_once: int) -> Iterator[None]:
+    """Samples 1 to `total` - 1 come into a stream while something else goes on, every few of them in another lane."""
+
+    def sampler() -> None:
+        for number in range(1, total, num_at_once):
+            records = [sample(each) for each in range(number, min(total, number + num_at_once))]
+            write_samples(location, records, f"live{number:02d}")
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=sampler)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(timeout=30)
 
 
 def stream_keys(location: Path) -> list[str]:

@@ -21,7 +21,8 @@ from vllm.platforms import current_platform
 from cong import __version__
 from cong.config.engine import EngineConfig
 from cong.engine.cpu.waiting import Waiting
-from cong.engine.desk import Desk, generate
+from cong.engine.desk import Desk
+from cong.engine.offline import generate
 from cong.engine.protocol import EngineStats, Event, Generate, Rate, TokenRecord
 from cong.engine.sequence import Sequence
 from cong.engine.vllm_backend.internals import Core, Told
@@ -131,7 +132,7 @@ class VllmEngine:
 
         Nothing else uses the engine meanwhile.
         """
-        return generate(self, self.keys, requests, known_keys, self.max_running)
+        return generate(self, requests, known_keys)
 
     def keys(self, request: SampleRequest) -> tuple[str, ...]:
         """The keys of the request's samples, in order of their index, whether they are made yet or not."""

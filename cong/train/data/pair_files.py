@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from cong.errors import ConfigError, MissingExtra
+from cong.errors import ConfigError
 from cong.models import Tokenizer, encode_completion, prompt_token_ids
 from cong.schemas import Completion, PreferenceRecord, content_key
 from cong.train.data.batch import Example, TokenIds
 from cong.train.data.pairs import Pairs
-from cong.wording import causes
+from cong.wording import brought_by, causes
 
 _AT_ONCE = 1024
 
@@ -81,10 +81,9 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
 
 
 def _dataset_rows(folder: Path) -> Iterator[Any]:
-    try:
+    with brought_by("train"):
         import datasets
-    except ImportError as error:
-        raise MissingExtra("train", "datasets") from error
+
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         found = datasets.load_from_disk(str(folder))
     else:

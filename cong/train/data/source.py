@@ -44,7 +44,12 @@ class Source(Protocol):
 
     @property
     def num_examples(self) -> int | None:
-        """Examples of one epoch; None = more may come while it is read."""
+        """Examples of one epoch; None = it grows, and nobody has said how far."""
+        ...
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether more may come while it is read."""
         ...
 
     @property
@@ -107,6 +112,11 @@ class ExampleList:
     def num_examples(self) -> int | None:
         """All of them."""
         return len(self._examples)
+
+    @property
+    def is_growing(self) -> bool:
+        """No: all of them are here."""
+        return False
 
     @property
     def position(self) -> str:
