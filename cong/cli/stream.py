@@ -23,6 +23,7 @@ from cong.stream.listing import list_stream
 from cong.stream.names import JOURNAL, SEGMENTS
 from cong.stream.statistics import lane_facts
 from cong.stream.store import LocalStore
+from cong.wording import with_remedy
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -220,7 +221,7 @@ def _read_cursor(path: Path) -> Cursor:
     try:
         return Cursor.from_json(path.read_bytes())
     except OSError as error:
-        raise StreamError(f"cannot read the cursor {path}: {error.strerror or error}") from error
+        raise StreamError(f"cannot read the cursor {path}: {with_remedy(error)}") from error
     except StreamError as error:
         raise StreamError(f"{path}: {error}") from error
 

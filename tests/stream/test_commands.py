@@ -240,7 +240,13 @@ def test_an_export_never_overwrites_and_leaves_nothing_half_made(
         (["export", "{}", "/dev/null/out.jsonl"], "cannot write /dev/null/out.jsonl: Not a directory; check the path"),
         (["export", "{}", "out", "--form", "preference", "--rejected", "nowhere"], "nowhere holds no stream"),
         (["retain", "{}"], "give --run with the output_dir of every training run"),
-        (["retain", "{}", "--cursor", "nowhere.json"], "cannot read the cursor nowhere.json"),
+        (
+            ["retain", "{}", "--cursor", "nowhere.json"],
+            "cannot read the cursor nowhere.json: No such file or directory; check the path",
+        ),
+        (
+            ["stats", "{}", "--min-reward", "1", "--max-reward", "-1"],
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(
