@@ -119,6 +119,7 @@ def test_compact_says_what_it_would_do_and_does_it(tmp_path: Path, capsys: pytes
     assert "4 segments would become 1\n" in run(capsys, "compact", path, "--dry-run")
     assert "4 segments became 1; 4 files removed" in run(capsys, "compact", path)
     assert [record.key for record in StreamReader(open_store(path)).records()] == keys(range(10))
+    assert run(capsys, "compact", path) == "1 segment stays: no neighbours fit into one; 0 files removed\n"
 
 
 def test_a_dry_run_of_compact_refuses_the_damage_that_the_real_one_refuses(
