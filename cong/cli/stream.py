@@ -152,6 +152,9 @@ def _time(seconds: float) -> str:
 def _verify(arguments: argparse.Namespace) -> int:
     store = _store_unchecked(arguments)
     folder = arguments.journal or (f"{store.root}/{JOURNAL}" if isinstance(store, LocalStore) else "")
+    if arguments.journal and not Path(folder).is_dir():
+        # Nothing would be found there, and the stream called sound.
+        raise StreamError(f"--journal is {folder}, which is no folder; give that of stream.write.journal_dir")
     report = verify(store, (LocalFileSystem(), folder) if folder else None)
     for problem in report.problems:
         rows = f" [{problem.rows}]" if problem.rows is not None else ""

@@ -245,6 +245,7 @@ def test_an_export_never_overwrites_and_leaves_nothing_half_made(
             ["retain", "{}", "--cursor", "nowhere.json"],
             "cannot read the cursor nowhere.json: No such file or directory; check the path",
         ),
+        (["verify", "{}", "--journal", "nowhere"], "--journal is nowhere, which is no folder"),
         (
             ["stats", "{}", "--min-reward", "1", "--max-reward", "-1"],
         ),
