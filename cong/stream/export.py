@@ -69,9 +69,12 @@ def export(
     rows = _rows(reader, form, rejected, facts)
     first = next(rows, None)
     if first is None:
+        unpaired = (
+            ", or no prompt has both a contrastive and a plain sample; the plain ones may lie in another stream, which "
+            "is then named as the rejected one"
+        )
         raise StreamError(
-            "there is nothing to export: no record passes the filter, or no prompt has both a contrastive and a plain "
-            "sample; the plain ones may lie in another stream, which is then named as the rejected one"
+            "there is nothing to export: no record passes the filter" + (unpaired if form == "preference" else "")
         )
     schema = _schema(first)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")

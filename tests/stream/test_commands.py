@@ -246,9 +246,12 @@ def test_an_export_never_overwrites_and_leaves_nothing_half_made(
             "cannot read the cursor nowhere.json: No such file or directory; check the path",
         ),
         (["verify", "{}", "--journal", "nowhere"], "--journal is nowhere, which is no folder"),
+        (["stats", "{}", "--min-tokens", "9", "--max-tokens", "3"], "min_tokens is 9 and max_tokens 3; nothing passes"),
         (
             ["stats", "{}", "--min-reward", "1", "--max-reward", "-1"],
+            "min_reward_mean is 1.0 and max_reward_mean -1.0;",
         ),
+        (["export", "{}", "out", "--min-tokens", "999"], "there is nothing to export: no record passes the filter\n"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
