@@ -25,6 +25,8 @@ def _look(arguments: argparse.Namespace) -> int:
         # Now, and not when all has been drawn.
         if importlib.util.find_spec("jinja2") is None:
             raise MissingExtra("report", "jinja2")
+        if arguments.html.is_dir():
+            raise ConfigError(f"--html is {arguments.html}, a folder; give the name of a file")
         make_folder(arguments.html.parent)
     import torch
     from rich.console import Console
