@@ -67,6 +67,10 @@ def test_a_builder_of_one_s_own_is_named_in_the_file_and_on_the_command_line(
         (["--port", "70000"], "ports are 1 to 65535"),
         (["--start-timeout", "0"], "--start-timeout is 0; give more than 0 seconds"),
         (["--set", "uses_lab_pair=false"], "models.aligned.source names no network"),
+        (
+            ["--set", "models.base.source=mine"],
+            "models.base.source is 'mine', and uses_lab_pair serves the models of the",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_starts(
