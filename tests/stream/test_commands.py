@@ -205,6 +205,22 @@ def test_an_export_says_what_has_no_partner_and_finds_one_under_another_id(
     ]
 
 
+def test_prompts_with_one_id_are_never_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their plain samples lie the other way round, as they do where somebody has shuffled the prompts."""
+    path = str(tmp_path / "stream")
+    chosen = [cached_record(number) for number in range(2)]
+    rejected = [synthetic_record(number, is_plain=True) for number in (1, 0, 2)]
+    with StreamWriter(open_store(path), writer_id="w") as writer:
+        for one in (*chosen, *rejected):
+            writer.append(one.model_copy(update={"prompt": one.prompt.model_copy(update={"prompt_id": "same"})}))
+    run(capsys, "export", path, str(tmp_path / "pairs.jsonl"), "--form", "preference")
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert [(row["chosen_key"], row["rejected_key"]) for row in rows] == [
+        (chosen[0].key, rejected[1].key),
+        (chosen[1].key, rejected[0].key),
+    ]
+
+
 def test_an_export_never_overwrites_and_leaves_nothing_half_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
