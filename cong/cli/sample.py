@@ -43,6 +43,7 @@ def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "Prom
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     prompts = list(source.strict())
+    _require_own_ids(prompts, arguments.prompts)
     with closing(open_engine(config.models, config.engine, is_for_good=True)) as engine:
         return _draw(engine, config, arguments, prompts)
 
@@ -86,6 +87,16 @@ def _require_place(config: RunConfig, arguments: argparse.Namespace) -> None:
     stream = config.stream
     store = open_store(arguments.stream, stream.storage_options, is_shared=stream.is_shared)
     require_place(store, stream.write, arguments.writer)
+
+
+def _require_own_ids(prompts: "Sequence[Prompt]", name: str) -> None:
+    """Whoever joins the samples of two prompts by their id later would lose some, or mix them up."""
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        if first.setdefault(prompt.prompt_id, prompt) != prompt:
+            raise ConfigError(
+                f"{name}: two prompts have the id {prompt.prompt_id!r}; samples are joined by it, so give each its own"
+            )
 
 
 def _require_room(engine: "LocalEngine", request: "SampleRequest") -> None:
