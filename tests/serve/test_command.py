@@ -82,6 +82,17 @@ def test_what_is_wrong_is_told_before_anything_starts(
     assert "starting" not in capsys.readouterr().out
 
 
+def test_ctrl_c_while_ray_starts_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serve.__main__.run", interrupted)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "serve: interrupted\n"
+
+
 def test_a_port_that_is_taken_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["--port", str(taken.getsockname()[1])]) == 2
