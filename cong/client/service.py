@@ -141,7 +141,7 @@ class Service:
             state = _state(answer) if isinstance(answer, HealthReply) else str(answer.error(""))
             if isinstance(answer, Failure) and isinstance(answer.error(""), Unauthenticated | Forbidden | BadReply):
                 raise answer.error("")
-            if self._times.clock() + _READY_POLL_S >= deadline:
+            if not self._times.clock() + _READY_POLL_S < deadline:  # so put, it ends with NaN too
                 raise Unavailable(f"{self.url} is not ready after {timeout_s:g} s: {state}")
             if not is_told:
                 # Whoever has mistyped an address should not learn it when the whole time is over.

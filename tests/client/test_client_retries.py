@@ -342,6 +342,16 @@ def test_a_health_that_was_cut_is_asked_for_again(face: Face) -> None:
     assert face(Script(cut, json_reply(HealthReply(status="ok")))).wait_ready(60.0).status == "ok"
 
 
+def test_a_connection_that_breaks_without_a_word_is_told_by_its_kind(face: Face) -> None:
+    with pytest.raises(Unreachable, match=r"the connection broke: ReadError$"):
+        face(Script(httpx.ReadError(""))).health()
+
+
+def test_a_limit_that_is_no_number_ends_the_wait(face: Face) -> None:
+    with pytest.raises(Unavailable, match="is not ready after nan s"):
+        face(Script(httpx.ConnectError("refused"))).wait_ready(float("nan"))
+
+
 def test_waiting_for_a_service_has_a_limit_and_says_what_was_last(face: Face) -> None:
     service = Script(json_reply(HealthReply(status="starting"), 503))
     with pytest.raises(Unavailable, match=r"not ready after 30 s: it is starting$"):
