@@ -110,6 +110,10 @@ def open_prompts(
     elif path.is_dir() or (not suffix and _HUB_ID.fullmatch(source)):
         found = _dataset(source, columns, split, revision)
     else:
+        if path.exists():
+            raise ConfigError(
+                f"cannot read prompts from {source}: it is no file, and prompts are read twice; write one"
+            )
         raise ConfigError(f"cannot read prompts from {source}: there is no such file or folder, and it is no hub id")
     return _limited(found, limit) if limit else found
 

@@ -63,7 +63,9 @@ def require_installed(extra: str, *packages: str) -> None:
 def with_remedy(error: OSError) -> str:
     """What the system says, and what helps where that is known."""
     said = str(error.strerror or error)
-    return f"{said}; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else said
+    # What is not there may be a fault of ours, but whoever tells of it here knows whose path it was.
+    remedy = _PLACE if error.errno == errno.ENOENT else _REMEDIES.get(error.errno or 0)
+    return f"{said}; {remedy}" if remedy else said
 
 
 _CONSEQUENCE = "default_factory_not_called"

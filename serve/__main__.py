@@ -77,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CongError as error:
         print(f"serve: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        # While Ray itself starts or ends; what was started goes with this process.
+        print("serve: interrupted", file=sys.stderr)
+        return 130
 
 
 def run(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,12 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"cannot read prompts|no source"):
         list(open_prompts(source))
+
+
+def test_a_pipe_is_told_to_be_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="it is no file, and prompts are read twice; write one"):
+        open_prompts(str(tmp_path / "pipe"))
 
 
 def test_a_missing_split_is_named_with_those_that_are_there(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from cong.errors import MachineRefusal
 from cong.schemas import Prompt, SamplingParameters
 from cong.service.openai import CompletionRequest
 from cong.wire import SampleCall
-from cong.wording import causes, first_cause, of_the_machine, told_by_the_machine
+from cong.wording import causes, first_cause, of_the_machine, told_by_the_machine, with_remedy
 
 
 class Pair(BaseModel):
@@ -69,6 +69,11 @@ def test_our_own_words_come_without_a_preface() -> None:
 def test_the_machine_is_told_apart_from_our_faults(number: int, remedy: str) -> None:
     assert remedy in (of_the_machine(OSError(number, "words", "some/file")) or "")
     assert "some/file" in (of_the_machine(OSError(number, "words", "some/file")) or "")
+
+
+def test_whoever_names_a_path_that_is_not_there_tells_what_helps() -> None:
+    assert with_remedy(FileNotFoundError(errno.ENOENT, "words")) == "words; check the path"
+    assert with_remedy(OSError("no number")) == "no number"
 
 
 def test_what_may_be_a_fault_of_ours_keeps_its_traceback() -> None:

@@ -21,6 +21,8 @@ def _look(arguments: argparse.Namespace) -> int:
     prompts = _prompts(arguments)
     if arguments.html is not None:
         require_installed("report", "jinja2")
+        if arguments.html.is_dir():
+            raise ConfigError(f"--html is {arguments.html}, a folder; give the name of a file")
         make_folder(arguments.html.parent)
     import torch
     from rich.console import Console

@@ -30,16 +30,18 @@ def _sample_here(config: RunConfig, arguments: argparse.Namespace, source: "Prom
     import torch
 
     from cong.engine import open_engine
+    from cong.models import require_weights
 
     if arguments.out is None and not arguments.stream:
         raise ConfigError("nothing would keep the samples; give --out or --stream")
     if arguments.store != "none":
         raise ConfigError("--store asks a service to keep samples; it needs --url")
-    _require_weights(config)
+    require_weights(config.sampling, config.models)
     _require_place(config, arguments)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     prompts = list(source.strict())
+    _require_own_ids(prompts, arguments.prompts)
     with closing(open_engine(config.models, config.engine, is_for_good=True)) as engine:
         return _draw(engine, config, arguments, prompts)
 
@@ -73,20 +75,8 @@ def _draw(engine: "LocalEngine", config: RunConfig, arguments: argparse.Namespac
     return 0
 
 
-def _require_weights(config: RunConfig) -> None:
-    """Told before the networks are loaded, which may take minutes."""
-    from cong.models import roles_of
-
-    weights, roles = config.sampling.weights, roles_of(config.models)
-    if len(weights) != len(roles):
-        raise ConfigError(
-            f"sampling.weights are {weights}, and models names {len(roles)} network(s): {', '.join(roles)}; give one "
-            "weight for each, or name the network that is missing"
-        )
-
-
 def _require_place(config: RunConfig, arguments: argparse.Namespace) -> None:
-    """Likewise."""
+    """Told before the networks are loaded, which may take minutes."""
     if arguments.out is not None:
         SamplesFile.require_place(arguments.out)
         return
@@ -95,6 +85,16 @@ def _require_place(config: RunConfig, arguments: argparse.Namespace) -> None:
     stream = config.stream
     store = open_store(arguments.stream, stream.storage_options, is_shared=stream.is_shared)
     require_place(store, stream.write, arguments.writer)
+
+
+def _require_own_ids(prompts: "Sequence[Prompt]", name: str) -> None:
+    """Whoever joins the samples of two prompts by their id later would lose some, or mix them up."""
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        if first.setdefault(prompt.prompt_id, prompt) != prompt:
+            raise ConfigError(
+                f"{name}: two prompts have the id {prompt.prompt_id!r}; samples are joined by it, so give each its own"
+            )
 
 
 def _require_room(engine: "LocalEngine", request: "SampleRequest") -> None:

@@ -23,6 +23,7 @@ from cong.stream.listing import list_stream
 from cong.stream.names import JOURNAL, SEGMENTS
 from cong.stream.statistics import lane_facts
 from cong.stream.store import LocalStore
+from cong.wording import with_remedy
 
 
 def add_stream_commands(commands: Commands) -> None:
@@ -148,6 +149,9 @@ def _time(seconds: float) -> str:
 def _verify(arguments: argparse.Namespace) -> int:
     store = _store_unchecked(arguments)
     folder = arguments.journal or (f"{store.root}/{JOURNAL}" if isinstance(store, LocalStore) else "")
+    if arguments.journal and not Path(folder).is_dir():
+        # Nothing would be found there, and the stream called sound.
+        raise StreamError(f"--journal is {folder}, which is no folder; give that of stream.write.journal_dir")
     report = verify(store, (LocalFileSystem(), folder) if folder else None)
     for problem in report.problems:
         rows = f" [{problem.rows}]" if problem.rows is not None else ""
@@ -174,7 +178,8 @@ def _compact(arguments: argparse.Namespace) -> int:
     given = {"rows_per_segment": arguments.rows_per_segment, "bytes_per_segment": arguments.bytes_per_segment}
     done = compact(opened(arguments), check(WriteSettings, given, "command line"), is_dry_run=arguments.dry_run)
     verb = "would become" if arguments.dry_run else "became"
-    what = f"{verb} {done.num_after:,}" if done.num_after < done.num_before else "stay: no neighbours fit into one"
+    stay = "stays" if done.num_before == 1 else "stay"
+    what = f"{verb} {done.num_after:,}" if done.num_after < done.num_before else f"{stay}: no neighbours fit into one"
     removed = "" if arguments.dry_run else f"; {count_of(done.num_removed, 'file')} removed"
     print(f"{count_of(done.num_before, 'segment')} {what}{removed}")
     return 0
@@ -203,10 +208,10 @@ def _retain(arguments: argparse.Namespace) -> int:
     done = retain(store, cursors, is_dry_run=arguments.dry_run)
     verb = "would be removed" if arguments.dry_run else "removed"
     size = size_of(sum(sizes.get(segment.path, 0) for segment in done.segments))
-    num_left = len(before.segments) - len(done.segments)
+    num_left, num_rows_left = len(before.segments) - len(done.segments), before.num_rows - done.num_rows
     print(
         f"{store.location}: {count_of(done.num_rows, 'row')} in {count_of(len(done.segments), 'segment')}, {size}, "
-        f"{verb}; {count_of(before.num_rows - done.num_rows, 'row')} in {count_of(num_left, 'segment')} stay"
+        f"{verb}; {count_of(num_rows_left, 'row')} in {count_of(num_left, 'segment')} stay{'s' * (num_rows_left == 1)}"
     )
     if not done.segments:
         print("no segment lies wholly below every cursor, so every one may still be read")
@@ -217,7 +222,7 @@ def _read_cursor(path: Path) -> Cursor:
     try:
         return Cursor.from_json(path.read_bytes())
     except OSError as error:
-        raise StreamError(f"cannot read the cursor {path}: {error.strerror or error}") from error
+        raise StreamError(f"cannot read the cursor {path}: {with_remedy(error)}") from error
     except StreamError as error:
         raise StreamError(f"{path}: {error}") from error
 

@@ -48,4 +48,4 @@ def broken(error: httpx.RequestError, step: Open) -> Broken:
     if isinstance(error, httpx.TimeoutException):
         return Broken(f"nothing came for {step.idle_s:g} s")
     what = "no connection" if isinstance(error, httpx.ConnectError) else "the connection broke"
-    return Broken(f"{what}: {error or type(error).__name__}")
+    return Broken(f"{what}: {str(error) or type(error).__name__}")

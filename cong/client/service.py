@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from cong import __version__
 from cong.client.calls import (
+    JSON,
     CutDocument,
     Prompts,
     SampleOptions,
@@ -129,7 +130,7 @@ class Service:
         return answer
 
     def wait_ready(self, timeout_s: float) -> Talk[HealthReply]:
-        """Ask until the service is well."""
+        """Ask until the service is well; what will not become one by waiting is told at once."""
         deadline = self._times.clock() + timeout_s
         is_told = False
         while True:
@@ -138,9 +139,9 @@ class Service:
             if isinstance(answer, HealthReply) and answer.status == "ok":
                 return answer
             state = _state(answer) if isinstance(answer, HealthReply) else str(answer.error(""))
-            if isinstance(answer, Failure) and isinstance(answer.error(""), Unauthenticated | Forbidden):
+            if isinstance(answer, Failure) and isinstance(answer.error(""), Unauthenticated | Forbidden | BadReply):
                 raise answer.error("")
-            if self._times.clock() + _READY_POLL_S >= deadline:
+            if not self._times.clock() + _READY_POLL_S < deadline:  # so put, it ends with NaN too
                 raise Unavailable(f"{self.url} is not ready after {timeout_s:g} s: {state}")
             if not is_told:
                 # Whoever has mistyped an address should not learn it when the whole time is over.
@@ -200,9 +201,13 @@ class Service:
         if head.status in (200, 503):
             try:
                 return read_document(HealthReply, body, self.url)
-            except (CutDocument, BadReply):
+            except CutDocument as error:
+                if head.status == 200 and head.headers.get("content-type", "").startswith(JSON):
+                    return broken(Broken(str(error)), self.url)
+            except BadReply:
                 # What stands between us and the service answers 503 as well, in its own words.
-                pass
+                if head.status == 200:
+                    raise
         if head.status == 404 and document_of(body) is not None:
             # A proxy finds nothing while a service starts. A service that looks for health in vain is asked beside it.
             raise ConfigError(_beside(self.url))

@@ -4,9 +4,9 @@ Read by the application and by whoever checks such a file without Ray.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cong.config.base import Settings
 from cong.config.loading import check
@@ -34,8 +34,19 @@ class Arguments(RunConfig):
     config: str = ""
     """A run's configuration file, readable where the application is built; what is given here goes over it."""
     uses_lab_pair: bool = False
-    """Serve the two tiny models that come with the package, whatever `models` names."""
+    """Serve the two tiny models that come with the package; `models` names none then."""
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _names_one_pair(self) -> Self:
+        named = [role for role in ("strong", "aligned", "base") if getattr(self.models, role).source]
+        if self.uses_lab_pair and named:
+            source = getattr(self.models, named[0]).source
+            raise ValueError(
+                f"models.{named[0]}.source is {source!r}, and uses_lab_pair serves the models of the package instead; "
+                "set it to false, or name no models"
+            )
+        return self
 
 
 class LightSettings(Settings):

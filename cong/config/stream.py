@@ -1,8 +1,8 @@
 """Settings of the sample stream: where it lies, how it is written, what a reader takes from it and in which order."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cong.config.base import Count, PositiveFloat, Settings
 from cong.schemas import FinishReason, SampleKind
@@ -48,6 +48,16 @@ class SampleFilter(Settings):
     """Lowest implicit reward per token; records without a pair do not pass. None = no limit."""
     max_reward_mean: float | None = None
     """Highest implicit reward per token; records without a pair do not pass. None = no limit."""
+
+    @model_validator(mode="after")
+    def _lets_something_pass(self) -> Self:
+        for name, low, high in (
+            ("tokens", self.min_tokens, self.max_tokens or None),
+            ("reward_mean", self.min_reward_mean, self.max_reward_mean),
+        ):
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"min_{name} is {low} and max_{name} {high}; nothing passes, so raise the latter")
+        return self
 
 
 class FollowSettings(Settings):

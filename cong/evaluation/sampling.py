@@ -12,7 +12,7 @@ from cong.config.stream import StreamConfig
 from cong.engine import LocalEngine
 from cong.errors import EvaluationError, RequestError
 from cong.evaluation.answers import AnswerSet, answer_of, answer_set, decoding_name, read_answers
-from cong.evaluation.storage import SampleStore, open_samples
+from cong.evaluation.storage import SampleStore, open_samples, require_place
 from cong.schemas import Prompt, SampleRecord, SampleRequest
 from cong.telemetry import progress
 
@@ -111,6 +111,8 @@ def gather(
         for name, candidate in settings.candidates.items()
         if candidate.answers is not None
     }
+    # Now, and not after hours of sampling into a stream that lies elsewhere.
+    require_place(folder)
     for name, candidate in settings.candidates.items():
         if candidate.answers is None:
             sets[name] = sampled_sets(name, candidate, prompts, settings, models, engine, stream, folder)

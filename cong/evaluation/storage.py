@@ -3,6 +3,7 @@
 JSON lines are whole up to the last line, which a kill may tear; it is cut off when the file is opened again.
 """
 
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from cong.config.stream import StreamConfig
 from cong.errors import EvaluationError
-from cong.files import open_alone
+from cong.files import make_folder, naming, open_alone
 from cong.schemas import Record, SampleRecord
 from cong.stream import StreamReader, StreamWriter, open_store
+
+
+def require_place(folder: Path) -> None:
+    """Refuse a folder that cannot be written into; leaves nothing but the folder."""
+    make_folder(folder)
+    with naming(folder), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 class Keyed(Record):
@@ -67,13 +75,15 @@ class KeyedLines(Generic[Stored]):
 
     def write(self, record: Stored) -> None:
         """Append a record; it survives the death of this process."""
+        with naming(self.path):
+            self._file.write(record.model_dump_json().encode() + b"\n")
+            self._file.flush()
         self._records[record.key] = record
-        self._file.write(record.model_dump_json().encode() + b"\n")
-        self._file.flush()
 
     def close(self) -> None:
         """Let the file go."""
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
 
 
 class SampleStore(Protocol):

@@ -9,7 +9,7 @@ from cong.models.artefact import Artefact, open_artefact, weight_files
 from cong.models.attention import register_attention, use_attention
 from cong.models.blueprint import make_blueprint, open_blueprint
 from cong.models.chat import TEMPLATE_DATE, prompt_token_ids, render_chat, render_text
-from cong.models.deployment import ROLES, describe_networks, load_networks, roles_of
+from cong.models.deployment import ROLES, describe_networks, load_networks, require_weights, roles_of
 from cong.models.fingerprint import fingerprint_adapter, fingerprint_tokenizer, fingerprint_weights
 from cong.models.network import (
     Network,
@@ -73,6 +73,7 @@ __all__ = [
     "register_attention",
     "render_chat",
     "render_text",
+    "require_weights",
     "roles_of",
     "save_network",
     "token_texts",

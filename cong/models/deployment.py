@@ -4,7 +4,7 @@ from cong.config.models import ModelsConfig, NetworkConfig
 from cong.errors import ConfigError
 from cong.models.network import Network, attach_adapter, describe_network, load_network
 from cong.models.network_set import NetworkSet, join_networks
-from cong.schemas import Role
+from cong.schemas import Role, SamplingParameters
 
 ROLES: tuple[Role, ...] = ("strong", "aligned", "base")
 """Order of the networks, and of a mixture's weights."""
@@ -13,6 +13,16 @@ ROLES: tuple[Role, ...] = ("strong", "aligned", "base")
 def roles_of(models: ModelsConfig) -> tuple[Role, ...]:
     """Of the networks that a configuration names, in the order of a mixture's weights."""
     return tuple(_given(models))
+
+
+def require_weights(sampling: SamplingParameters, models: ModelsConfig) -> None:
+    """Refuse weights that are not one for each network; asked before they are loaded, which may take minutes."""
+    weights, roles = sampling.weights, roles_of(models)
+    if len(weights) != len(roles):
+        raise ConfigError(
+            f"sampling.weights are {weights}, and models names {len(roles)} network(s): {', '.join(roles)}; give one "
+            "weight for each, or name the network that is missing"
+        )
 
 
 def load_networks(models: ModelsConfig) -> NetworkSet:

@@ -11,7 +11,7 @@ from cong import __version__
 from cong.config import RunConfig
 from cong.config.engine import Backend
 from cong.engine import open_engine
-from cong.models import NetworkSet, roles_of
+from cong.models import NetworkSet, require_weights, roles_of
 from cong.schemas import SamplingParameters
 from cong.service.archive import Archive
 from cong.service.facts import Facts
@@ -55,8 +55,11 @@ def facts_of(networks: NetworkSet, max_tokens: int, defaults: SamplingParameters
 def open_service(config: RunConfig, writer_id: str) -> SampleService:
     """The service of a configuration, not started yet; `writer_id` is used by no other process at the same time.
 
-    Takes as long as the weights take to load; a stream that cannot be written is told before.
+    Takes as long as the networks take to load; before that it is told what would make it useless: a stream that cannot
+    be written, default parameters that fit no request.
     """
+    # Those of a request that names none: without them it could serve nobody who does not.
+    require_weights(config.sampling, config.models)
     location = config.stream.location or str(Path(config.output_dir) / "stream")
     if config.service.may_store_prompts:
         Archive.require_place(location, config.stream, writer_id)

@@ -57,7 +57,7 @@ def export(
     rejected: StreamReader | None = None,
     licence: str = "",
 ) -> Exported:
-    """Write what a reader hands out; `rejected` gives the other side of a preference, joined by prompt id.
+    """Write what a reader hands out; `rejected` gives the other side of a preference, joined by prompt.
 
     Prompts of the same text share their samples, which bear the id of one of them, so the text joins where ids do not.
     """
@@ -69,9 +69,12 @@ def export(
     rows = _rows(reader, form, rejected, facts)
     first = next(rows, None)
     if first is None:
+        unpaired = (
+            ", or no prompt has both a contrastive and a plain sample; the plain ones may lie in another stream, which "
+            "is then named as the rejected one"
+        )
         raise StreamError(
-            "there is nothing to export: no record passes the filter, or no prompt has both a contrastive and a plain "
-            "sample; the plain ones may lie in another stream, which is then named as the rejected one"
+            "there is nothing to export: no record passes the filter" + (unpaired if form == "preference" else "")
         )
     schema = _schema(first)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
@@ -120,28 +123,35 @@ def _rows(reader: StreamReader, form: Form, rejected: StreamReader | None, facts
             yield from others.pairs(items)
 
 
+_Asked = tuple[str, bytes]
+"""Prompt id and digest of the text: an id alone may have been given to two prompts, and a pair has one."""
+
+
 class _Others:
     """The rejected samples of each prompt, first in the stream first; their texts stay in the stream."""
 
     def __init__(self, reader: StreamReader) -> None:
         self._reader = reader
-        self._places: dict[str, list[tuple[Lane, int]]] = {}
+        self._places: dict[_Asked, list[tuple[Lane, int]]] = {}
         self._ids: dict[bytes, str] = {}
         """The id that a text has here."""
         while (drawn := reader.draw(_ROWS_AT_ONCE)) is not None:
             items = reader.fetch(drawn, _PROMPT_COLUMNS).to_pylist()
             for item, number, row in zip(items, drawn.lane_numbers.tolist(), drawn.rows.tolist(), strict=True):
-                self._places.setdefault(item["prompt_id"], []).append((drawn.lanes[number], row))
-                self._ids.setdefault(_text_digest(item), item["prompt_id"])
+                text = _text_digest(item)
+                self._places.setdefault((item["prompt_id"], text), []).append((drawn.lanes[number], row))
+                self._ids.setdefault(text, item["prompt_id"])
         for found in self._places.values():
             found.reverse()
 
     def _next(self, item: Row) -> tuple[Lane, int] | None:
         """The next unused one for a chosen sample."""
-        prompt_id = item["prompt_id"]
-        if prompt_id not in self._places:
-            prompt_id = self._ids.get(_text_digest(item), prompt_id)
-        return self._places[prompt_id].pop() if self._places.get(prompt_id) else None
+        prompt_id: str = item["prompt_id"]
+        text = _text_digest(item)
+        asked = (prompt_id, text)
+        if asked not in self._places:
+            asked = (self._ids.get(text, prompt_id), text)
+        return self._places[asked].pop() if self._places.get(asked) else None
 
     def pairs(self, items: list[Row]) -> Iterator[Row]:
         """Each chosen sample with its rejected one; a prompt without one is left out."""

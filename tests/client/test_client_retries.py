@@ -317,6 +317,41 @@ def test_an_address_below_the_service_s_own_is_told_at_once(face: Face, method: 
     assert len(service.requests) == 1
 
 
+@pytest.mark.parametrize("method", ["health", "wait_ready"])
+@pytest.mark.parametrize(
+    ("status", "reply", "told"),
+    [
+        (307, {"headers": {"location": "https://else.test/"}}, "status 307; it points to 'https://else.test/'; give"),
+        (200, {"text": "<html>hi</html>"}, "status 200, '<html>hi</html>'; check the address"),
+        (200, {"json": {"state": "UP"}}, r"the reply is no HealthReply \(.*\); is it cong, and of this version"),
+        (200, {}, "status 200; check the address"),
+    ],
+)
+def test_a_stranger_at_the_address_is_told_at_once(
+    face: Face, method: str, status: int, reply: dict[str, Any], told: str
+) -> None:
+    """Neither a redirect nor a page becomes a service of cong by waiting for it."""
+    service = Script(httpx.Response(status, **reply))
+    with pytest.raises(BadReply, match=rf"^http://service.test/cong: {told}"):
+        getattr(face(service), method)()
+    assert len(service.requests) == 1
+
+
+def test_a_health_that_was_cut_is_asked_for_again(face: Face) -> None:
+    cut = httpx.Response(200, headers={"content-type": "application/json"}, content=b'{"status": "o')
+    assert face(Script(cut, json_reply(HealthReply(status="ok")))).wait_ready(60.0).status == "ok"
+
+
+def test_a_connection_that_breaks_without_a_word_is_told_by_its_kind(face: Face) -> None:
+    with pytest.raises(Unreachable, match=r"the connection broke: ReadError$"):
+        face(Script(httpx.ReadError(""))).health()
+
+
+def test_a_limit_that_is_no_number_ends_the_wait(face: Face) -> None:
+    with pytest.raises(Unavailable, match="is not ready after nan s"):
+        face(Script(httpx.ConnectError("refused"))).wait_ready(float("nan"))
+
+
 def test_waiting_for_a_service_has_a_limit_and_says_what_was_last(face: Face) -> None:
     service = Script(json_reply(HealthReply(status="starting"), 503))
     with pytest.raises(Unavailable, match=r"not ready after 30 s: it is starting$"):

@@ -129,6 +129,19 @@ def test_a_prompt_that_is_too_long_is_named_before_anything_is_drawn(
     assert not (tmp_path / "samples.jsonl").exists()
 
 
+def test_one_id_for_two_prompts_is_refused_before_the_networks_are_loaded(
+    world: World, tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": text, "prompt_id": "same"} for text in ("a", "a")]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(world, tmp_path) == 0, "the same prompt twice is harmless"
+    with prompts.open("a") as file:
+        file.write(json.dumps({"prompt": "b", "prompt_id": "same"}) + "\n")
+    capsys.readouterr()
+    assert run(world, tmp_path, "--set", "models.base.source=nowhere") == 2
+    assert "two prompts have the id 'same'; samples are joined by it, so give each its own" in capsys.readouterr().err
+
+
 def test_weights_of_another_number_of_networks_are_told_before_they_are_loaded(
     world: World, tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -14,8 +15,10 @@ import yaml
 from cong.cli import main
 from cong.config import RunConfig, dump_config, load_config
 from cong.errors import ConfigError, EvaluationError
-from cong.evaluation import EvaluationResult, evaluate, write_evaluation
+from cong.evaluation import EvaluationResult, evaluate, sampling, write_evaluation
 from cong.evaluation.results import SetResult
+from cong.evaluation.storage import KeyedLines
+from cong.lab.records import synthetic_record
 from cong.lab.world import gold_reward
 from cong.schemas import SampleRecord
 from cong.stream import StreamReader, open_store
@@ -211,6 +214,34 @@ def test_what_is_wrong_is_found_before_anything_is_drawn(configure: Configure, t
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_folder_that_cannot_be_is_found_before_anything_is_drawn(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the answers go into a stream elsewhere, so that the folder is needed only when all is drawn."""
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("a network is loaded")
+
+    monkeypatch.setattr(sampling, "open_engine", refused)
+    config = configure(answers_stream=str(tmp_path / "stream")).model_copy(update={"output_dir": Path("/proc/none")})
+    with pytest.raises(NotADirectoryError, match="/proc/none/answers"):
+        evaluate(config)
+    assert not (tmp_path / "stream").exists()
+
+
+def test_a_full_disk_is_told_with_the_file_that_it_stops(tmp_path: Path) -> None:
+    lines = KeyedLines(tmp_path / "base.jsonl", SampleRecord)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/base\.jsonl'"):
+            lines.write(synthetic_record(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not lines.known({synthetic_record(1).key})
+    lines.close()
+
+
 def test_a_prompt_that_does_not_fit_is_named_before_anything_is_drawn(
     configure: Configure, lab_pair: LabPair, tmp_path: Path
 ) -> None:
@@ -222,8 +253,6 @@ def test_a_prompt_that_does_not_fit_is_named_before_anything_is_drawn(
 
 
 def test_two_evaluations_at_once_do_not_mix(configure: Configure) -> None:
-    from cong.evaluation.storage import KeyedLines
-
     config = configure()
     held = KeyedLines(config.output_dir / "answers" / "base.jsonl", SampleRecord)
     with pytest.raises(EvaluationError, match="is being written by another evaluation"):

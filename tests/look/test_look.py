@@ -151,6 +151,7 @@ def test_the_command_shows_tokens_and_leaves_a_page(tmp_path: Path, capsys: pyte
         (["Saxc=", "--alpha", "nan"], "alpha is nan; it must be a number from 0 to 100"),
         (["Saxc=", "--set", "models.aligned.source=''"], "a look needs a pair"),
         (["Saxc=", "--chat"], "chat template"),
+        (["Saxc=", "--html", "."], "--html is ., a folder; give the name of a file"),
         (["Sax" * 400], "tokens"),
     ],
     ids=str,

@@ -67,6 +67,10 @@ def test_a_builder_of_one_s_own_is_named_in_the_file_and_on_the_command_line(
         (["--port", "70000"], "ports are 1 to 65535"),
         (["--start-timeout", "0"], "--start-timeout is 0; give more than 0 seconds"),
         (["--set", "uses_lab_pair=false"], "models.aligned.source names no network"),
+        (
+            ["--set", "models.base.source=mine"],
+            "models.base.source is 'mine', and uses_lab_pair serves the models of the",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_starts(
@@ -76,6 +80,17 @@ def test_what_is_wrong_is_told_before_anything_starts(
     assert message in capsys.readouterr().err
     assert main(arguments) == 2
     assert "starting" not in capsys.readouterr().out
+
+
+def test_ctrl_c_while_ray_starts_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serve.__main__.run", interrupted)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "serve: interrupted\n"
 
 
 def test_a_port_that_is_taken_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from cong.config import RunConfig
 from cong.config.service import ServiceConfig
 from cong.engine import Engine, LocalEngine, open_engine
-from cong.errors import ArtefactMissing, CongError, StreamError
+from cong.errors import ArtefactMissing, ConfigError, CongError, StreamError
 from cong.schemas import Prompt
 from cong.service import Archive, SampleService, building, facts_of
 from cong.service.building import in_a_thread_that_ends
@@ -111,6 +111,14 @@ def test_a_service_loads_its_networks_in_such_a_thread(world: World, monkeypatch
     (thread,) = found
     assert thread is not threading.current_thread()
     assert not thread.is_alive()
+
+
+def test_a_service_whose_own_weights_fit_no_request_is_refused_before_it_loads_anything(tmp_path: Path) -> None:
+    alone = {"models": {"strong": {"source": str(tmp_path / "none")}}}
+    with pytest.raises(
+        ConfigError, match=r"sampling\.weights are .*, and models names 1 network\(s\): strong; give one"
+    ):
+        building.open_service(RunConfig.model_validate(alone), "w")
 
 
 def test_a_service_that_cannot_be_made_leaves_nothing_behind(

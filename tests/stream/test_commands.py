@@ -119,6 +119,7 @@ def test_compact_says_what_it_would_do_and_does_it(tmp_path: Path, capsys: pytes
     assert "4 segments would become 1\n" in run(capsys, "compact", path, "--dry-run")
     assert "4 segments became 1; 4 files removed" in run(capsys, "compact", path)
     assert [record.key for record in StreamReader(open_store(path)).records()] == keys(range(10))
+    assert run(capsys, "compact", path) == "1 segment stays: no neighbours fit into one; 0 files removed\n"
 
 
 def test_a_dry_run_of_compact_refuses_the_damage_that_the_real_one_refuses(
@@ -204,6 +205,22 @@ def test_an_export_says_what_has_no_partner_and_finds_one_under_another_id(
     ]
 
 
+def test_prompts_with_one_id_are_never_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their plain samples lie the other way round, as they do where somebody has shuffled the prompts."""
+    path = str(tmp_path / "stream")
+    chosen = [cached_record(number) for number in range(2)]
+    rejected = [synthetic_record(number, is_plain=True) for number in (1, 0, 2)]
+    with StreamWriter(open_store(path), writer_id="w") as writer:
+        for one in (*chosen, *rejected):
+            writer.append(one.model_copy(update={"prompt": one.prompt.model_copy(update={"prompt_id": "same"})}))
+    run(capsys, "export", path, str(tmp_path / "pairs.jsonl"), "--form", "preference")
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert [(row["chosen_key"], row["rejected_key"]) for row in rows] == [
+        (chosen[0].key, rejected[1].key),
+        (chosen[1].key, rejected[0].key),
+    ]
+
+
 def test_an_export_never_overwrites_and_leaves_nothing_half_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,7 +257,17 @@ def test_an_export_never_overwrites_and_leaves_nothing_half_made(
         (["export", "{}", "/dev/null/out.jsonl"], "cannot write /dev/null/out.jsonl: Not a directory; check the path"),
         (["export", "{}", "out", "--form", "preference", "--rejected", "nowhere"], "nowhere holds no stream"),
         (["retain", "{}"], "give --run with the output_dir of every training run"),
-        (["retain", "{}", "--cursor", "nowhere.json"], "cannot read the cursor nowhere.json"),
+        (
+            ["retain", "{}", "--cursor", "nowhere.json"],
+            "cannot read the cursor nowhere.json: No such file or directory; check the path",
+        ),
+        (["verify", "{}", "--journal", "nowhere"], "--journal is nowhere, which is no folder"),
+        (["stats", "{}", "--min-tokens", "9", "--max-tokens", "3"], "min_tokens is 9 and max_tokens 3; nothing passes"),
+        (
+            ["stats", "{}", "--min-reward", "1", "--max-reward", "-1"],
+            "min_reward_mean is 1.0 and max_reward_mean -1.0;",
+        ),
+        (["export", "{}", "out", "--min-tokens", "999"], "there is nothing to export: no record passes the filter\n"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

@@ -45,7 +45,7 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(
     for place, said in (
         ("location={}/file", "/file/stream.json: Not a directory; check the path"),
         ("location={}/file/stream", "/file/stream/stream.json: Not a directory; check the path"),
-        ("location=/proc/cong", "cannot make folders of /proc/cong: No such file or directory"),
+        ("location=/proc/cong", "cannot make folders of /proc/cong: No such file or directory; check the path"),
         ("location=memory://stream", "set journal_dir or has_journal=false"),
         ("write.journal_dir={}/file/journal", "cannot make the journal's folder "),
     ):
