@@ -37,7 +37,13 @@ def require_place(store: Store, settings: WriteSettings, writer_id: str) -> None
 
 def _try_writing(store: Store, folder: str) -> None:
     probe = f"{folder}{TEMPORARY_PREFIX}{secrets.token_hex(4)}-probe"
-    store.publish(probe, b"")
+    try:
+        store.publish(probe, b"")
+    except StreamError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        # The passing name of the probe would tell nobody anything.
+        raise StreamError(f"cannot write into {store.location}: {with_remedy(error.__cause__)}") from error
     # A store that lets nobody delete can be written to all the same; a name that begins so is no part of a stream.
     with contextlib.suppress(StreamError):
         store.delete([probe])

@@ -15,6 +15,7 @@ from cong.config.stream import ReadSettings, WriteSettings
 from cong.errors import StreamError, StreamFenced
 from cong.lab.disk import SimulatedDisk
 from cong.stream import Ack, Lane, StreamReader, StreamWriter, list_stream, require_place, retain, verify
+from cong.stream.filesystem import LocalFileSystem
 from cong.stream.identity import read_identity
 from cong.stream.names import JOURNAL, SEGMENTS, WRITERS
 from cong.stream.store import LocalStore, open_store
@@ -186,6 +187,19 @@ def test_an_identity_that_is_no_file_name_is_refused(disk: SimulatedDisk, writer
     else:
         one, other = (StreamWriter(disk_store(disk), SMALL) for _ in range(2))
         assert one.lane.writer != other.lane.writer
+
+
+def test_a_place_that_takes_no_file_is_told_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path / "stream"))
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(LocalFileSystem, "create", refuse)
+    with pytest.raises(
+        StreamError, match=rf"^cannot write into {tmp_path}/stream: Read-only file system; give a place"
+    ):
+        require_place(store, WriteSettings(), "w")
 
 
 @pytest.mark.parametrize("location", ["{}/stream", "memory://place"])
