@@ -56,7 +56,7 @@ ELSEWHERE = {
     "cong stream compact STREAM": "tests/stream/test_commands.py::test_compact_says_what_it_would_do_and_does_it",
     "cong stream stats STREAM": "tests/stream/test_commands.py::test_stats_agree_with_the_records_and_are_drawn",
     "cong stream export STREAM": "tests/stream/test_commands.py::test_every_container_holds_the_same_rows",
-    "cong stream retain STREAM": "tests/train/test_resume.py::test_retention_spares_what_kept_checkpoints_may_read",
+    "cong stream retain STREAM": "tests/train/test_retention.py::test_retention_spares_what_kept_checkpoints_may_read",
     "cong pipeline plan --config run.yaml": "tests/pipeline/test_parts.py::"
     "test_the_plan_of_a_finished_pipeline_is_to_do_nothing",
     "cong pipeline status --config run.yaml": "tests/pipeline/test_parts.py::test_status_shows_how_far_a_stage_is",

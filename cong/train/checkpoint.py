@@ -31,7 +31,7 @@ from cong.files import (
     write_inside,
 )
 from cong.train.backend import Backend
-from cong.train.ledger import Part, damaged_parts
+from cong.train.ledger import Part, damaged_parts, last_steps
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,11 @@ class Checkpoint:
 def folder_name(step: int) -> str:
     """What the folder of a step is called."""
     return f"step-{step:08d}"
+
+
+def _unfinished(folder: Path, step: int) -> Path:
+    """Where a checkpoint lies until it is whole."""
+    return folder / f".{folder_name(step)}.unfinished"
 
 
 def problem_with(folder: Path, ledger_folder: Path) -> str | None:
@@ -85,7 +90,7 @@ def problem_with(folder: Path, ledger_folder: Path) -> str | None:
 
 
 def newest_complete(folder: Path, ledger_folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None only where there has never been one.
+    """The newest checkpoint that is whole; None only where there has never been one, or a kill cut off the first.
 
     Torn and missing ones are announced. Where there were checkpoints and none is left, it is an error: starting from
     zero must be asked for.
@@ -104,8 +109,11 @@ def newest_complete(folder: Path, ledger_folder: Path) -> Checkpoint | None:
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
             return Checkpoint(path, step, state)
         problems.append(f"{path} is not complete: {problem}")
-    has_ledger = any(ledger_folder.glob("steps-*.jsonl")) if ledger_folder.exists() else False
-    if problems or has_ledger:
+    saved = last_steps(ledger_folder)
+    if not problems and len(saved) == 1 and _unfinished(folder, saved[0]).is_dir():
+        logger.warning("the first checkpoint, of step %d, was being written when the run ended; it begins anew", *saved)
+        return None
+    if problems or saved:
         listed = "\n  ".join(problems or [f"{ledger_folder} shows steps that were saved, and {folder} holds none"])
         raise CheckpointError(
             f"no checkpoint is left to resume from:\n  {listed}\nPut one back, or remove {folder} and {ledger_folder} "
@@ -132,7 +140,7 @@ def save_checkpoint(
 
     `state` is called on rank 0 once the backend's parts are written; `own_files` are small files of this rank.
     """
-    target, unfinished = folder / folder_name(step), folder / f".{folder_name(step)}.unfinished"
+    target, unfinished = folder / folder_name(step), _unfinished(folder, step)
     is_first = backend.rank == 0
     with together(backend, target):
         if is_first:

@@ -72,8 +72,11 @@ class RunFolder:
             self._summary.unlink(missing_ok=True)
 
     def new_ledger(self) -> Ledger:
-        """Of a run that begins."""
-        return Ledger(self.ledger)
+        """Of a run that begins; what a save left that was cut off is gone."""
+        ledger = Ledger(self.ledger)
+        if self._is_first:
+            ledger.remove_others()
+        return ledger
 
     @contextmanager
     def monitor(

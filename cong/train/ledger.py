@@ -5,12 +5,15 @@ do not count. A part is one JSON line per step.
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cong.files import digest_of, write_file
+
+_NAME = re.compile(r"steps-\d{8}-(\d{8})\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,12 @@ class Ledger:
         for path in self.folder.glob("steps-*.jsonl"):
             if path.name not in known:
                 path.unlink()
+
+
+def last_steps(folder: Path) -> list[int]:
+    """With which step each part that lies in a folder ends, in order."""
+    matches = (_NAME.fullmatch(path.name) for path in folder.glob("steps-*.jsonl"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def parts_to_json(parts: Sequence[Part]) -> list[dict[str, Any]]:

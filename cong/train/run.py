@@ -114,9 +114,10 @@ def train(
             return _NOT_BEGUN
         frozen.training_begins()
         recipe |= {f"frozen.{name}": fingerprint for name, fingerprint in frozen.fingerprints.items()}
-        ledger = folder.new_ledger()
         seed_all(settings.seed, backend.rank)
-        if checkpoint is not None:
+        if checkpoint is None:
+            ledger = folder.new_ledger()
+        else:
             progress, ledger = resume(checkpoint, backend, feed, recipe, folder)
         monitor = stack.enter_context(folder.monitor(progress, arithmetic, backend, is_quiet=is_quiet))
         saving = Saving(

@@ -176,7 +176,7 @@ def test_wall_clocks_have_no_influence(disk: SimulatedDisk, monkeypatch: pytest.
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     for epoch in range(3):
         write(store, range(epoch * 4, epoch * 4 + 4))
-    assert read_keys(store) == keys(range(9))
+    assert read_keys(store) == keys(range(12))
 
 
 @pytest.mark.parametrize("writer_id", ["", "-a", "a/b", "a b", "x" * 65, "ä"])

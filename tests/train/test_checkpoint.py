@@ -10,6 +10,7 @@ import pytest
 from cong.config import RunConfig
 from cong.errors import CheckpointError
 from cong.files import files_below
+from cong.train import checkpoint
 from cong.train.checkpoint import newest_complete
 from cong.train.run import train
 from cong.train.torch_backend import TorchBackend
@@ -85,6 +86,32 @@ def test_training_never_starts_from_zero_by_itself(root: Path) -> None:
     shutil.rmtree(folder)
     with pytest.raises(CheckpointError, match="shows steps that were saved"):
         train(config, is_quiet=True)
+
+
+class Killed(BaseException):
+    """In the place of a signal that nothing can catch."""
+
+
+def test_a_first_save_that_was_cut_off_is_no_end(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unbroken = run_config(root, output_dir=root / "unbroken")
+    train(unbroken, is_quiet=True)
+
+    def kill(path: Path, content: bytes) -> None:
+        raise Killed(path)
+
+    for every_steps in (2, 3):
+        config = run_config(root, {"checkpoints": {"every_steps": every_steps}})
+        with monkeypatch.context() as patch:
+            # The state is the first that is written once the ledger is.
+            patch.setattr(checkpoint, "write_inside", kill)
+            with pytest.raises(Killed):
+                train(config, is_quiet=True)
+    config = run_config(root)
+    assert train(config, is_quiet=True).is_finished
+    assert "step 3, was being written when the run ended; it begins anew" in caplog.text
+    require_equal_runs(unbroken, config)
 
 
 def test_a_damaged_ledger_part_is_noticed(root: Path, caplog: pytest.LogCaptureFixture) -> None:
