@@ -205,9 +205,16 @@ def remove_old(folder: Path, num_kept: int) -> None:
     """Keep the newest committed checkpoints, and nothing that was left unfinished."""
     for checkpoint in committed(folder)[:-num_kept]:
         remove_folder(checkpoint.folder)
+    remove_unfinished(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """What was being written, fetched or removed when a process ended."""
     for path in _listed(folder):
         if path.name.startswith(".") and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith("."):
+            path.unlink(missing_ok=True)
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from cong.models import Network
 from cong.telemetry import progress as show_progress
 from cong.train.arithmetic import StepArithmetic, peak_operations_per_s
 from cong.train.backend import Backend
+from cong.train.checkpoint import remove_unfinished
 from cong.train.curves import draw_curves
 from cong.train.export import export_network, model_card, title_of
 from cong.train.ledger import Ledger
@@ -70,13 +71,11 @@ class RunFolder:
             write_file(self.root / "config.yaml", dump_config(self._config).encode())
             write_file(self.root / "environment.json", json_bytes(environment()))
             self._summary.unlink(missing_ok=True)
+            remove_unfinished(self.checkpoints)
 
     def new_ledger(self) -> Ledger:
-        """Of a run that begins; what a save left that was cut off is gone."""
-        ledger = Ledger(self.ledger)
-        if self._is_first:
-            ledger.remove_others()
-        return ledger
+        """Of a run that begins."""
+        return Ledger(self.ledger)
 
     @contextmanager
     def monitor(
