@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 
 from cong.errors import CheckpointError, MissingExtra
 from cong.files import digest_of, files_below, make_folder, remove_folder, sync_file, sync_folder
@@ -93,7 +94,7 @@ class RemoteCheckpoints:
         return f"{self._root}/{name}"
 
     def _put(self, source: Path, name: str) -> None:
-        if not isinstance(self._files, fsspec.asyn.AsyncFileSystem):
+        if not isinstance(self._files, AsyncFileSystem):
             self._files.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
         self._files.put_file(str(source), self._at(name))
         stored = int(self._files.info(self._at(name))["size"])

@@ -39,8 +39,17 @@ def store(server: str) -> dict[str, Any]:
     return {"upload": "s3://checkpoints/run", "storage_options": {**KEYS, "endpoint_url": server}}
 
 
-def test_another_machine_goes_on_from_the_store(root: Path, store: dict[str, Any]) -> None:
-    settings = {"checkpoints": {"every_steps": 2, "every_s": 0, **store}}
+@pytest.fixture(params=["bucket", "folder"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """Either kind of store, empty, and how it is reached."""
+    if request.param == "bucket":
+        bucket: dict[str, Any] = request.getfixturevalue("store")
+        return bucket
+    return {"upload": str(tmp_path / "shared" / "run"), "storage_options": {}}
+
+
+def test_another_machine_goes_on_from_the_store(root: Path, kept: dict[str, Any]) -> None:
+    settings = {"checkpoints": {"every_steps": 2, "every_s": 0, **kept}}
     unbroken = run_config(root, output_dir=root / "unbroken")
     broken = run_config(root, settings, output_dir=root / "broken")
     train(unbroken, is_quiet=True)
@@ -51,7 +60,7 @@ def test_another_machine_goes_on_from_the_store(root: Path, store: dict[str, Any
     (root / "kept.jsonl").rename(broken.output_dir / "metrics.jsonl")
     train(broken, is_quiet=True)
     require_equal_runs(unbroken, broken)
-    assert RemoteCheckpoints(store["upload"], store["storage_options"]).steps() == [6, 7]
+    assert RemoteCheckpoints(kept["upload"], kept["storage_options"]).steps() == [6, 7]
 
 
 def test_what_has_no_marker_is_not_there(root: Path, store: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
