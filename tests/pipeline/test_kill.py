@@ -109,7 +109,7 @@ def test_kills_of_a_run_with_a_process_per_stage_change_nothing(
     configure: Configure, undisturbed: RunConfig, tmp_path: Path
 ) -> None:
     config = configure({"pipeline": {"executor": "subprocess", "overlaps": True}})
-    kill_and_run_again(config, undisturbed, tmp_path, num_kills=3, seed=2)
+    kill_and_run_again(config, undisturbed, tmp_path, num_kills=2, seed=2)
 
 
 @pytest.mark.slow

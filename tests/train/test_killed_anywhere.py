@@ -12,7 +12,7 @@ from tests.killing import Killed, count_changes, killed_after
 from tests.train.runs import require_equal_runs
 from tests.train.worlds import run_config
 
-STRIDE = 1 if os.environ.get("CONG_LONG_TESTS") else 4
+STRIDE = 1 if os.environ.get("CONG_LONG_TESTS") else 6
 """Of how many moments one is tried."""
 
 
