@@ -95,7 +95,7 @@ def test_length_controlled_intervals_cover_the_truth(rate: float, num_prompts: i
     """By 2,500 draws with other seeds they cover with probability 0.959 to 0.973.
 
     Fewer than 174 covers in 200 draws then has probability below 1e-7 in each case, which is the chance of a false
-    alarm. A bootstrap over prompts covers five of these eight less often than that, some with 0.8.
+    alarm.
     """
     num_covered = 0
     for seed in range(200):
