@@ -34,7 +34,7 @@ def find_checkpoint(backend: Backend, folder: RunFolder, recipe: Recipe) -> Chec
         found = newest_complete(folder.checkpoints, folder.ledger)
         if found is None:
             # What a first save left that was cut off; before its unfinished checkpoint goes, by which it is known.
-            Ledger(folder.ledger).remove_others()
+            folder.new_ledger().remove_others()
             return None
         for line in require_same(_without_frozen(found.state["recipe"]), recipe, str(found.folder)):
             logger.warning("resuming with a setting changed: %s", line)

@@ -14,6 +14,7 @@ from cong.train import checkpoint
 from cong.train.checkpoint import newest_complete
 from cong.train.run import train
 from cong.train.torch_backend import TorchBackend
+from tests.killing import Killed
 from tests.train.runs import ledger_keys, require_equal_runs, stop_after_checkpoints
 from tests.train.worlds import run_config, stream_keys
 
@@ -86,10 +87,6 @@ def test_training_never_starts_from_zero_by_itself(root: Path) -> None:
     shutil.rmtree(folder)
     with pytest.raises(CheckpointError, match="shows steps that were saved"):
         train(config, is_quiet=True)
-
-
-class Killed(BaseException):
-    """In the place of a signal that nothing can catch."""
 
 
 def test_a_first_save_that_was_cut_off_is_no_end(
