@@ -7,6 +7,7 @@ import json
 import logging
 import posixpath
 import re
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,14 @@ class RemoteCheckpoints:
             raise CheckpointError(f"cannot open {url}: {error}; give a URL such as s3://bucket/prefix") from error
         self.url = url
         self._root = str(root).rstrip("/")
+
+    def require_place(self) -> None:
+        """Refuse a place that cannot be written to, now and not at the first checkpoint."""
+        probe = f"probe-{uuid.uuid4().hex}"
+        with self._mapped("write to"):
+            self._make_folder(probe)
+            self._files.pipe_file(self._at(probe), b"")
+            self._files.rm_file(self._at(probe))
 
     def steps(self) -> list[int]:
         """Steps of complete checkpoints, oldest first."""
@@ -93,9 +102,13 @@ class RemoteCheckpoints:
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _put(self, source: Path, name: str) -> None:
+    def _make_folder(self, name: str) -> None:
+        """Object stores have none, and would make a bucket."""
         if not isinstance(self._files, AsyncFileSystem):
             self._files.makedirs(posixpath.dirname(self._at(name)), exist_ok=True)
+
+    def _put(self, source: Path, name: str) -> None:
+        self._make_folder(name)
         self._files.put_file(str(source), self._at(name))
         stored = int(self._files.info(self._at(name))["size"])
         if stored != source.stat().st_size:
@@ -111,7 +124,7 @@ class RemoteCheckpoints:
         """Back ends raise what they like: all of it is one kind of trouble here."""
         try:
             yield
-        except (CheckpointError, FileNotFoundError):
+        except CheckpointError:
             raise
         except Exception as error:
             raise CheckpointError(f"cannot {doing} {self.url}: {type(error).__name__}: {error}") from error

@@ -31,6 +31,7 @@ def find_checkpoint(backend: Backend, folder: RunFolder, recipe: Recipe) -> Chec
     def look() -> int | None:
         if folder.remote is not None:
             _bring_newer(folder, folder.remote)
+            folder.remote.require_place()
         found = newest_complete(folder.checkpoints, folder.ledger)
         if found is None:
             # What a first save left that was cut off; before its unfinished checkpoint goes, by which it is known.

@@ -88,6 +88,13 @@ def test_damaged_bytes_on_the_store_are_refused(root: Path, store: dict[str, Any
         train(config, is_quiet=True)
 
 
+def test_a_place_that_cannot_be_written_to_is_told_before_the_first_step(root: Path) -> None:
+    config = run_config(root, {"checkpoints": {"upload": "/proc/none/run"}})
+    with pytest.raises(CheckpointError, match="cannot write to /proc/none/run: FileNotFoundError"):
+        train(config, is_quiet=True)
+    assert not (config.output_dir / "checkpoints").exists()
+
+
 def test_a_store_that_cannot_be_reached_is_named(root: Path) -> None:
     options = {**KEYS, "endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"retries": {"max_attempts": 1}}}
     unreachable = {"upload": "s3://nowhere/run", "storage_options": options}
