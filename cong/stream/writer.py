@@ -276,7 +276,7 @@ class StreamWriter:
 
     def _run(self) -> None:
         try:
-            while True:
+            while self._fatal is None:
                 with self._changed:
                     while not self._is_due():
                         self._changed.wait(self._agenda.pause_s(time.monotonic(), is_behind=self._is_behind()))

@@ -136,6 +136,8 @@ def test_of_two_processes_with_one_identity_the_older_is_fenced_loudly(
     waiting: Future[Ack] = older.submit(cached_record(3), "local")
     with pytest.raises(StreamFenced, match="was claimed by another process, which has epoch 2"):
         older.flush()
+    older._thread.join(10.0)
+    assert not older._thread.is_alive(), "nothing of it goes on"
     if settings.has_journal:
         assert waiting.result(10).level == "local"
     else:
