@@ -3,6 +3,7 @@
 Nothing can catch it and no clean-up takes effect, as after SIGKILL.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -40,15 +41,17 @@ class _Watch:
 
 
 _WATCH = _Watch()
-_ADDED: list[bool] = []
+
+
+@functools.cache
+def _begin_to_watch() -> None:
+    sys.addaudithook(_WATCH)  # for ever: Python takes none back
 
 
 @contextmanager
 def killed_after(num_changes: int, folder: Path) -> Iterator[None]:
     """The work inside may change what lies in a folder so many times."""
-    if not _ADDED:
-        sys.addaudithook(_WATCH)  # for ever: Python takes none back
-        _ADDED.append(True)
+    _begin_to_watch()
     _WATCH.folder, _WATCH.left, _WATCH.num_seen = str(folder), num_changes, 0
     try:
         yield

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,8 @@ def test_killed_before_any_change_a_run_goes_on_as_if_nothing_had_been(root: Pat
     rng = random.Random(0)
     for number in range(0, num_changes, STRIDE):
         for moment in (number, rng.randrange(num_changes)):
-            try:
-                with killed_after(moment, config.output_dir):
-                    train(config, is_quiet=True)
-            except Killed:
-                pass
+            with suppress(Killed), killed_after(moment, config.output_dir):
+                train(config, is_quiet=True)
         assert train(config, is_quiet=True).is_finished, number
         require_equal_runs(unbroken, config)
         assert [path.name for path in (config.output_dir / "checkpoints").glob(".*")] == [], number
