@@ -7,7 +7,7 @@ training. Nobody waits for an answer that does not come: each wait has a limit.
 import logging
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -31,6 +31,17 @@ class Numbers:
     num_tokens: int
     wait_s: float
     compute_s: float
+
+    def after(self, former: "Numbers | None") -> "Numbers":
+        """These, and what the former ones counted, of which nobody has heard yet."""
+        if former is None:
+            return self
+        return replace(
+            self,
+            num_tokens=former.num_tokens + self.num_tokens,
+            wait_s=former.wait_s + self.wait_s,
+            compute_s=former.compute_s + self.compute_s,
+        )
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class Board:
     def tell(self, lines: tuple[Line, ...], numbers: Numbers | None) -> bool:
         """A worker's news; answers whether it is to stop."""
         self._lines.extend(lines)
-        self._numbers = numbers or self._numbers
+        self._numbers = numbers.after(self._numbers) if numbers else self._numbers
         return self._is_stopping
 
     def refuse(self, reason: str) -> None:
@@ -114,16 +125,7 @@ class Messenger(logging.Handler):
     def show(self, numbers: Numbers) -> None:
         """How far training is; numbers that were not sent yet are added to."""
         with self._turn:
-            if (open_ := self._numbers) is not None:
-                numbers = Numbers(
-                    numbers.step,
-                    numbers.num_steps,
-                    numbers.loss,
-                    numbers.num_tokens + open_.num_tokens,
-                    numbers.wait_s + open_.wait_s,
-                    numbers.compute_s + open_.compute_s,
-                )
-            self._numbers = numbers
+            self._numbers = numbers.after(self._numbers)
 
     def start(self) -> None:
         """Begin to send."""
@@ -149,3 +151,6 @@ class Messenger(logging.Handler):
         except (RayError, GetTimeoutError):
             # A driver that is gone takes its workers along; one that is slow is asked again.
             self._lines.extendleft(reversed(lines))
+            with self._turn:
+                newer = self._numbers
+                self._numbers = newer.after(numbers) if newer else numbers
