@@ -148,10 +148,10 @@ class Cluster:
                 machine.stop()
 
     def _serve(self) -> None:
-        from jobs.machine import free_port
         from serve.__main__ import DEFAULT_FILE
         from serve.files import read_serve_file
         from serve.local import deploy, wait_answering, wait_running
+        from serve.ports import free_port
 
         config = self.config("none")
         settings = {

@@ -22,9 +22,10 @@ from cong.errors import CongError
 from cong.files import make_folder
 from cong.wording import brought_by, require_installed
 from jobs.followed import JobFailed, Jobs
-from jobs.machine import Machine, free_port, joined
+from jobs.machine import Machine, joined
 from jobs.planning import placed
 from jobs.screen import Screen
+from serve.ports import free_port
 from serve.private import make_private
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED = 0, 1, 2, 130

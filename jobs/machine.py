@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Self
 
 from cong.errors import CongError
-from serve.front import free_ports
 from serve.parent import end_with_parent
+from serve.ports import free_ports
 
 LOOPBACK = "127.0.0.1"
 STORE_BYTES = 150 << 20
@@ -37,12 +37,6 @@ _DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
 class NoStart(CongError):
     """Ray did not start."""
-
-
-def free_port() -> int:
-    """A port of this computer that nobody listens on."""
-    (port,) = free_ports(1)
-    return port
 
 
 class Machine:
@@ -64,13 +58,13 @@ class Machine:
         must be."""
         self._folder = folder
         self._log = folder / f"{name}.log"
-        port = free_port()
+        port, dashboard_port, client_port, agent_port = free_ports(4)
         # A driver talks to the machine whose address it has, and on this computer that must be the head alone.
         host = LOOPBACK if head is None else f"127.{port // 256}.{port % 256}.1"
         self.address: str = f"{LOOPBACK}:{port}" if head is None else head.address
         """Of the cluster."""
-        self.dashboard_url = f"http://{LOOPBACK}:{free_port()}" if has_dashboard else ""
-        place = ["--head", f"--port={port}", f"--temp-dir={folder}", f"--ray-client-server-port={free_port()}"]
+        self.dashboard_url = f"http://{LOOPBACK}:{dashboard_port}" if has_dashboard else ""
+        place = ["--head", f"--port={port}", f"--temp-dir={folder}", f"--ray-client-server-port={client_port}"]
         self._command = [
             str(Path(sys.executable).parent / "ray"),
             "start",
@@ -83,7 +77,7 @@ class Machine:
             "--min-worker-port=0",
             "--max-worker-port=0",
             # Ray's own choice is the same port on every machine, and without this one no job can be submitted.
-            f"--dashboard-agent-listen-port={free_port()}",
+            f"--dashboard-agent-listen-port={agent_port}",
             "--disable-usage-stats",
             *options,
         ]
@@ -92,7 +86,7 @@ class Machine:
         if has_dashboard:
             self._command += [
                 f"--dashboard-host={LOOPBACK}",
-                f"--dashboard-port={self.dashboard_url.rpartition(':')[2]}",
+                f"--dashboard-port={dashboard_port}",
             ]
         given = {"RAY_TMPDIR": str(folder), _MANY: "1", _DRAIN: "0"}
         self._environment = {**os.environ, **given, **(environment or {})}

@@ -3,15 +3,15 @@
 Knows no Ray, because Ray reads its environment when it is imported.
 """
 
-import contextlib
 import logging
 import os
 import re
-import socket
 import subprocess
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
+
+from serve.ports import free_ports
 
 MAX_FOLDER_CHARS = 29
 """HAProxy binds paths of 97 characters, and Serve puts the node and a name of its own, 68 in all, behind the folder."""
@@ -65,10 +65,3 @@ def runs(program: Path) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return asked.returncode == 0
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports of loopback that nobody listens at."""
-    with contextlib.ExitStack() as stack:
-        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [one.getsockname()[1] for one in taken]

@@ -7,7 +7,6 @@ import asyncio
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from cong.config.loading import check
 from cong.config.stream import ReadSettings
 from cong.schemas import SampleRecord
 from cong.stream import StreamReader, open_store
+from serve.ports import free_port
 from tests.engine.conftest import FAMILIES, save_network
 
 if TYPE_CHECKING:
@@ -52,13 +52,6 @@ def main(config_file: Path, writer_id: str) -> None:
 
     torch.set_num_threads(1)
     serve(load_config(RunConfig, [config_file]), writer_id).run()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def network(folder: Path, seed: int) -> Path:

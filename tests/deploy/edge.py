@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from serve.ports import free_ports
+
 CONFIG = Path(__file__).parent.parent.parent / "deploy" / "edge" / "nginx.conf"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 _START_S = 20.0
@@ -79,14 +81,6 @@ def run_backend() -> Iterator[Backend]:
         server.shutdown()
         server.server_close()
         thread.join(10)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def make_certificate(folder: Path) -> None:
@@ -181,7 +175,7 @@ def run_edge(folder: Path) -> Iterator[Edge]:
     """The edge in front of a backend, until the block ends."""
     assert NGINX is not None
     make_certificate(folder)
-    http_port, https_port = free_port(), free_port()
+    http_port, https_port = free_ports(2)
     with run_backend() as backend:
         config = local_config(folder, backend.port, http_port, https_port)
         command = [NGINX, "-p", str(folder), "-c", str(config), "-g", "daemon off;"]

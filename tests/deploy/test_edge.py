@@ -11,8 +11,9 @@ import pytest
 
 from cong.config.service import ServiceConfig
 from cong.wire import ErrorReply
+from serve.ports import free_port, free_ports
 
-from .edge import CONFIG, NGINX, Edge, free_port, local_config, make_certificate, run_edge
+from .edge import CONFIG, NGINX, Edge, local_config, make_certificate, run_edge
 
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed here")
 MIB = 1 << 20
@@ -52,7 +53,7 @@ def test_headers_that_would_change_the_services_limits_are_emptied(header: str) 
 def test_nginx_takes_the_configuration(tmp_path: Path) -> None:
     assert NGINX is not None
     make_certificate(tmp_path)
-    config = local_config(tmp_path, free_port(), free_port(), free_port())
+    config = local_config(tmp_path, *free_ports(3))
     done = subprocess.run(
         [NGINX, "-t", "-p", str(tmp_path), "-c", str(config)], capture_output=True, text=True, timeout=30, check=False
     )

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from jobs.machine import Machine, free_port, joined
+from jobs.machine import Machine, joined
+from serve.ports import free_port
 from serve.private import make_private
 from tests.jobs.training import (
     LIMIT_S,

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from jobs.sample import EXIT_DONE, EXIT_FAILURES, EXIT_STOPPED, EXIT_WRONG, main
-from tests.client.service_process import ROOT, HeldService, free_port
+from serve.ports import free_port
+from tests.client.service_process import ROOT, HeldService
 
 NUM_PROMPTS = 40
 LIMIT_S = 180.0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from serve.front import free_ports
+from serve.ports import free_port
 
 if TYPE_CHECKING:
     from .application import Deployed
@@ -18,6 +18,6 @@ def deployed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> "It
     # Imported late: it brings Ray along, and the tests of the HTTP application need none.
     from .application import Deployed
 
-    application = Deployed(Path(tmp_path_factory.mktemp("serve")), *free_ports(1))
+    application = Deployed(Path(tmp_path_factory.mktemp("serve")), free_port())
     yield application
     application.stop()

@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from cong.config.service import ServiceConfig
-from serve.front import free_ports, haproxy_environment
+from serve.front import haproxy_environment
 from serve.haproxy import completed
 from serve.http.context import clean_request_id
+from serve.ports import free_ports
 
 from .application import eventually
 

@@ -8,7 +8,7 @@ import pytest
 
 from cong.engine import Rate, Rated
 from cong.schemas import Prompt, SampleRequest, SamplingParameters, ScoreRequest
-from serve.front import free_ports
+from serve.ports import free_port
 from tests.serve.application import Deployed, eventually
 from tests.vllm.conftest import VllmWorld
 
@@ -19,7 +19,7 @@ PARAMETERS = SamplingParameters.contrastive(alpha=0.4, max_tokens=20, seed=5)
 
 @pytest.fixture(scope="module")
 def service(ray_session: None, world: VllmWorld, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    application = Deployed(Path(tmp_path_factory.mktemp("serve")), *free_ports(1))
+    application = Deployed(Path(tmp_path_factory.mktemp("serve")), free_port())
     application.deploy(
         "uses_lab_pair=false",
         f"models.aligned.source={world.folder('llama', 1)}",

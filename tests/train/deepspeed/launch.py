@@ -2,12 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+from serve.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 LAUNCH_LIMIT_S = 150.0
@@ -26,12 +27,6 @@ def environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": str(ROOT),
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def launch(
