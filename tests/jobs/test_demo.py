@@ -54,7 +54,7 @@ def demo(folder: Path, screen: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2000)
 def test_stopped_and_run_again_it_ends_with_a_report_and_leaves_nothing_running(
     ray_session: None, tmp_path: Path
 ) -> None:
@@ -79,7 +79,7 @@ def test_stopped_and_run_again_it_ends_with_a_report_and_leaves_nothing_running(
         trains = "2 worker(s)"
         eventually(lambda: trains in (log.read_text() if log.exists() else "") or process.poll() is not None, trains)
         started = below(process)
-        assert process.wait(LIMIT_S) == EXIT_DONE, screen.read_text()
+        assert process.wait(2 * LIMIT_S) == EXIT_DONE, screen.read_text()
     assert "going on from step" in (out / "demo-align.log").read_text()
     assert "follows sample" in log.read_text()
     said = screen.read_text()

@@ -108,6 +108,7 @@ def test_a_sampling_job_from_a_clone_runs_once_saves_when_stopped_and_goes_on(
                 "prompts": {"source": str(tmp_path / "prompts.jsonl")},
                 "store": "local",
                 "in_flight": 1,
+                "grace_s": 50,
             },
         }
         (clone / "run.yaml").write_text(yaml.safe_dump(content))

@@ -106,7 +106,7 @@ def test_training_goes_on_while_samples_are_still_drawn(undisturbed: RunConfig, 
     def watch() -> None:
         until_s = time.monotonic() + LIMIT_S
         stages = config.output_dir / "stages"
-        while not any(read_metrics(path) for path in stages.glob("cong-s/*/metrics.jsonl")):
+        while not any(list(read_metrics(path)) for path in stages.glob("cong-s/*/metrics.jsonl")):
             if time.monotonic() > until_s:
                 break
             time.sleep(0.1)

@@ -61,7 +61,7 @@ class Deployed:
             f"stream.location={self.stream}",
             f"output_dir={self.folder / 'run'}",
             "resources.num_cpus=0.2",
-            "service.body_timeout_s=2",
+            "service.body_timeout_s=5",
             # What changes keys at once is not this.
             "service.api_keys_reload_s=3600",
             "service.max_samples=1024",
@@ -133,7 +133,7 @@ class Deployed:
     def http(self, **options: Any) -> httpx.Client:
         """A bare client with the key."""
         headers = {"Authorization": f"Bearer {self.key}"} | options.pop("headers", {})
-        return httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(60.0), **options)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(LIMIT_S), **options)
 
     def client(self, max_tries: int = 6) -> Client:
         """Our own client with the key."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 
+from .application import LIMIT_S
+
 BODY: dict[str, Any] = {"prompt": "Sdbgaf=", "num_samples": 2, "parameters": {"max_tokens": 24, "ignore_eos": True}}
 
 
@@ -58,7 +60,7 @@ class Load:
         self._thread.join()
         self._pool.shutdown(wait=True)
 
-    def wait_for(self, num_more: int, limit_s: float = 60.0) -> None:
+    def wait_for(self, num_more: int, limit_s: float = LIMIT_S) -> None:
         """Until so many more requests have been answered."""
         wanted, until_s = len(self.outcomes) + num_more, time.monotonic() + limit_s
         while len(self.outcomes) < wanted:

@@ -5,7 +5,7 @@ import pytest
 from .application import Deployed, eventually
 from .load import under_load
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SCALING = {
     "min_replicas": 1,
