@@ -15,6 +15,9 @@ from cong.service.engine_thread import EngineThread
 from cong.service.switchboard import Switchboard, Ticket
 from cong.wire import HealthReply
 
+_STEP_S = 5.0
+"""A request that is late waits so long, or a tenth of its deadline, for the end of the step that is under way."""
+
 _REASONS = {
     "starting": "the service starts; try again in a moment",
     "draining": "the service is closing; another one may answer",
@@ -145,7 +148,7 @@ class Visit:
         ticket = self._ticket = Ticket(reception._max_buffered_events, self._abandon)
         # The engine ends what is late by itself; if it does not, because it is stuck, the caller still gets away.
         error = DeadlineExceeded(f"nothing came within the deadline of {deadline_s:g} s")
-        self._guard = asyncio.get_running_loop().call_later(left_s + max(1.0, 0.1 * left_s), ticket.fail, error)
+        self._guard = asyncio.get_running_loop().call_later(left_s + max(_STEP_S, 0.1 * left_s), ticket.fail, error)
         for number, request in requests.items():
             reception._switchboard.expect(request.request_id, ticket, number)
         reception._thread.put([*requests.values()])
