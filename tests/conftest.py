@@ -4,10 +4,14 @@ import os
 import signal
 
 import torch
+from hypothesis import settings
 
 from .ray_session import ray_session
 
 __all__ = ["ray_session"]
+
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported

@@ -110,7 +110,7 @@ ASSIGNMENT = re.compile(r"([A-Z]+)=(?:\$\(.*\)|\S+)$")
 NAMED = re.compile(r"# ([\w-]+\.yaml)$")
 """The first line of a file that a page writes."""
 
-READY_S = 60.0
+READY_S = 240.0
 
 
 def command_lines(block: Block) -> Iterator[str]:
@@ -184,7 +184,7 @@ class Shell:
         """End what still runs."""
         for process in self._running:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
 
 @pytest.fixture

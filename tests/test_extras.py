@@ -68,7 +68,7 @@ def _run(module: str, arguments: list[str], *, extras: list[str], folder: Path) 
         text=True,
         check=False,
         cwd=folder,
-        timeout=240,
+        timeout=600,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(folder), "OMP_NUM_THREADS": "1"},
     )
 
@@ -83,6 +83,8 @@ def test_the_extra_that_the_quickstart_installs_is_enough_for_its_commands(tmp_p
             "--until=sample",
             "--set=pipeline.align.max_steps=2",
             "--set=pipeline.prompts.max_prompts=16",
+            # This home has no compiled kernel, and making one takes longer than all the rest.
+            "--set=engine.kernel=torch",
         ],
     }
     for start, small in starts.items():

@@ -20,7 +20,6 @@ from tests.processes import below, kill
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.timeout(900),
     pytest.mark.skipif(not os.environ.get("CONG_LONG_TESTS"), reason="minutes; set CONG_LONG_TESTS=1"),
 ]
 

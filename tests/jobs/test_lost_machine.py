@@ -28,7 +28,6 @@ from tests.jobs.training import (
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.timeout(900),
     pytest.mark.skipif(not os.environ.get("CONG_LONG_TESTS"), reason="three raylets; set CONG_LONG_TESTS=1"),
 ]
 

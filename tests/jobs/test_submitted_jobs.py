@@ -34,7 +34,7 @@ from tests.jobs.training import (
     require_exact,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 CLONED = "this is the clone"
 

@@ -39,7 +39,6 @@ from tests.train.worlds import final_weights
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.timeout(900),
     # Ray's data library warns of its own settings.
     pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning:ray"),
 ]

@@ -104,7 +104,6 @@ def test_three_kills_change_nothing(configure: Configure, undisturbed: RunConfig
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_kills_of_a_run_with_a_process_per_stage_change_nothing(
     configure: Configure, undisturbed: RunConfig, tmp_path: Path
 ) -> None:

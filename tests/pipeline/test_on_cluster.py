@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
     # Ray's data library warns of its own settings.
     pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning:ray"),
 ]

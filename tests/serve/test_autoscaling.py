@@ -5,7 +5,7 @@ import pytest
 from .application import Deployed, eventually
 from .load import under_load
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SCALING = {
     "min_replicas": 1,

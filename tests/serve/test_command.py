@@ -151,8 +151,8 @@ def test_waiting_for_an_application_that_no_proxy_knows_of_ends_and_can_be_ended
         raise KeyboardInterrupt
 
     with answering(OF_A_PROXY) as url:
-        with pytest.raises(Unavailable, match=r"after 0\.3 s: .*status 404, \"Path '/health' not found"):
-            wait_answering(url, 0.3)
+        with pytest.raises(Unavailable, match=r"after 3 s: .*status 404, \"Path '/health' not found"):
+            wait_answering(url, 3.0)
         with pytest.raises(KeyboardInterrupt):
             wait_answering(url, 60.0, leave)
 
@@ -218,7 +218,6 @@ def lines_until(process: subprocess.Popen[str], beginning: str) -> list[str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_it_serves_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path) -> None:
     port = free_port()
     with running("--port", str(port), "--num-cpus", "2", folder=tmp_path) as process:

@@ -20,7 +20,7 @@ from .application import LIMIT_S, Deployed, eventually
 from .faults import BLOCK_ENGINE, DIE_BEFORE_REPLY
 from .load import under_load
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 BUILDER = "tests.serve.faults:build"
 LONG = SamplingParameters(max_tokens=48, min_tokens=48, ignore_eos=True)

@@ -18,7 +18,7 @@ from serve.haproxy import completed
 from serve.http.context import clean_request_id
 from serve.ports import free_ports
 
-from .application import eventually
+from .application import LIMIT_S, eventually
 
 WRITTEN = """\
 global
@@ -141,7 +141,7 @@ def test_it_starts_where_few_files_may_be_open(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program + "from serve.haproxy import main; main()", "-db", "-f", str(file)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            eventually(lambda: process.poll() is not None or listens(entrance), "it listens or has ended", 30.0)
+            eventually(lambda: process.poll() is not None or listens(entrance), "it listens or has ended")
             assert process.poll() is None
         finally:
             process.kill()
@@ -158,7 +158,7 @@ def listens(port: int) -> bool:
 @ON_LINUX
 def test_before_it_knows_of_an_application_callers_are_asked_to_come_back(tmp_path: Path) -> None:
     with running(tmp_path, WRITTEN) as url:
-        reply = httpx.get(url)
+        reply = httpx.get(url, timeout=LIMIT_S)
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
 
 
@@ -166,7 +166,7 @@ def test_before_it_knows_of_an_application_callers_are_asked_to_come_back(tmp_pa
 def test_a_path_of_no_application_is_not_found(tmp_path: Path) -> None:
     routed = "    use_backend default_backend if FALSE\n    default_backend default_backend\n"
     with running(tmp_path, WRITTEN.replace("    default_backend default_backend\n", routed)) as url:
-        assert httpx.get(url).status_code == 404
+        assert httpx.get(url, timeout=LIMIT_S).status_code == 404
 
 
 SHOWN = "    http-request return status 200 content-type text/plain lf-string <%[req.fhdr(x-request-id)]>\n"
@@ -181,7 +181,7 @@ def test_an_id_that_would_be_changed_is_taken_away(tmp_path: Path, given: list[s
     assert bool(passed) == (len(given) == 1 and clean_request_id(given[0]) == given[0]), "as the service takes it"
     written = WRITTEN.replace("    default_backend default_backend\n", SHOWN + "    default_backend default_backend\n")
     with running(tmp_path, written) as url:
-        assert httpx.get(url, headers=[("x-request-id", one) for one in given]).text == f"<{passed}>"
+        assert httpx.get(url, headers=[("x-request-id", one) for one in given], timeout=LIMIT_S).text == f"<{passed}>"
 
 
 @ON_LINUX
@@ -194,13 +194,13 @@ def test_it_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None
     program = f"import subprocess; subprocess.run({command!r}, check=False)"
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        eventually(lambda: listens(entrance), "it listens", 30.0)
+        eventually(lambda: listens(entrance), "it listens")
         (haproxy,) = psutil.Process(parent.pid).children()
     finally:
         parent.kill()
         parent.wait()
     try:
-        haproxy.wait(30.0)
+        haproxy.wait(LIMIT_S)
     finally:
         if haproxy.is_running():
             haproxy.kill()
@@ -216,7 +216,7 @@ def running(folder: Path, written: str) -> Iterator[str]:
     command = [sys.executable, "-c", "from serve.haproxy import main; main()", "-db", "-f", str(file)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            eventually(lambda: process.poll() is not None or listens(entrance), "it listens or has ended", 30.0)
+            eventually(lambda: process.poll() is not None or listens(entrance), "it listens or has ended")
             assert process.poll() is None
             yield f"http://127.0.0.1:{entrance}/sample"
         finally:

@@ -9,7 +9,7 @@ from ray import serve
 from .application import NAME, Deployed, eventually
 from .load import under_load
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def other_weights(service: Deployed) -> tuple[str, ...]:

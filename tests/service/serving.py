@@ -132,6 +132,18 @@ class Troubled:
         self._engine.close()
 
 
+class StepByStep(Troubled):
+    """An engine that does as many steps as it is allowed."""
+
+    def __init__(self, engine: EngineProtocol) -> None:
+        super().__init__(engine)
+        self.num_steps_allowed = threading.Semaphore(0)
+
+    def events(self) -> Sequence[Event]:
+        assert self.num_steps_allowed.acquire(timeout=2 * LIMIT_S)
+        return super().events()
+
+
 def folder_store(path: Path, files: FileSystem | None = None) -> LocalStore:
     return LocalStore(str(path / "stream"), files or LocalFileSystem())
 

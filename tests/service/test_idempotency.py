@@ -77,7 +77,7 @@ def test_an_answer_that_was_cut_short_is_not_kept(world: World) -> None:
             cut = await service.sample(late, "c", "", KEY)
             assert {sample.record.finish_reason for sample in cut.samples} == {"deadline"}
             engine.step_s = 0.0
-            whole = await service.sample(late, "c", "", KEY)
+            whole = await service.sample(CALL, "c", "", KEY)
             assert {sample.record.finish_reason for sample in whole.samples} == {"length"}
 
     run(main())

@@ -11,7 +11,7 @@ from cong.service.pace import Pace
 from cong.service.switchboard import Ticket
 from cong.wire import SampleEvent, TokenEvent
 from tests.engine.conftest import World
-from tests.service.serving import Troubled, expected, long_call, make_engine, run, serving
+from tests.service.serving import StepByStep, expected, long_call, make_engine, run, serving
 
 FAR_S = 1000.0
 
@@ -75,8 +75,8 @@ def test_whatever_is_no_token_ends_the_wait(world: World, what: str, is_waiting:
 
 
 def test_a_stream_that_is_held_back_tells_the_same_in_fewer_pieces(world: World) -> None:
-    engine = Troubled(make_engine(world))
-    engine.step_s = 0.2
+    engine = StepByStep(make_engine(world))
+    engine.num_steps_allowed.release()
 
     async def main() -> None:
         async with serving(world, engine, stream_writes_per_s=1 / FAR_S, max_stream_gap_s=FAR_S) as service:
@@ -84,7 +84,7 @@ def test_a_stream_that_is_held_back_tells_the_same_in_fewer_pieces(world: World)
                 batches = []
                 async for batch in answer:
                     batches.append(batch)
-                    engine.step_s = 0.0
+                    engine.num_steps_allowed.release(200)
             assert [type(event) for event in batches[0]] == [TokenEvent], "the first token is not held back"
             assert len(batches) == 2
             *tokens, last = [event for batch in batches for event in batch]

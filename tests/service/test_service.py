@@ -248,12 +248,12 @@ def test_a_deadline_returns_what_there_is_however_much_was_asked_for(world: Worl
     async def ask() -> None:
         engine = Troubled(make_engine(world))
         engine.step_s = 0.05
-        async with serving(world, engine, default_deadline_s=0.8, max_deadline_s=0.9) as service:
-            for asked_s in (None, 0.8, 3600.0):
+        async with serving(world, engine, default_deadline_s=1.5, max_deadline_s=1.6) as service:
+            for asked_s in (None, 1.5, 3600.0):
                 reply = await service.sample(long_call(deadline_s=asked_s, num_samples=2))
                 for sample in reply.samples:
                     assert sample.record.finish_reason == "deadline"
-                    assert 0 < len(sample.record.completion_token_ids) < 30
+                    assert 0 < len(sample.record.completion_token_ids) < 50
             items = (ScoreRequest(prompt=Prompt(text="a"), completion_text="b" * 100),) * 40
             with pytest.raises(DeadlineExceeded):
                 await service.score(ScoreCall(items=items, deadline_s=0.05))

@@ -1,6 +1,7 @@
 """Bad days of the disk: a hard exit at every numbered operation, loss of power, short writes, no space, errors."""
 
 import errno
+import itertools
 import os
 from collections.abc import Callable
 
@@ -57,13 +58,17 @@ def fail_at(number: int, code: int) -> Callable[[int, str], None]:
 def test_after_a_crash_at_any_operation_acknowledged_records_are_there(
     settings: WriteSettings, is_power_lost: bool
 ) -> None:
-    total = num_operations(settings)
-    assert total > 30
-    for number in range(total):
+    for number in itertools.count():
         acknowledged: list[str] = []
         disk = SimulatedDisk(crash_at(number), shortest=7000)
-        with pytest.raises((Crashed, StreamError)):
+        try:
             scenario(disk, settings, acknowledged)
+        except (Crashed, StreamError):
+            pass
+        else:
+            # How many there are is the threads' affair: records that come close together are committed together.
+            assert len(disk.operations) <= number
+            break
         disk.restart(is_power_lost)
         store = disk_store(disk)
         successor = StreamWriter(store, settings, "w")
@@ -78,6 +83,7 @@ def test_after_a_crash_at_any_operation_acknowledged_records_are_there(
         # Whatever is made again is added once.
         scenario(disk, settings, [])
         assert sorted(read_keys(store)) == sorted(keys(range(NUM_RECORDS))), number
+    assert number > 30
 
 
 def test_a_record_that_is_acknowledged_as_a_duplicate_survives_too() -> None:

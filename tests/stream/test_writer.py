@@ -80,17 +80,20 @@ def test_a_key_stored_by_another_process_meanwhile_is_found(disk: SimulatedDisk)
 def test_segments_are_sealed_by_rows_by_bytes_by_age_and_on_shutdown(disk: SimulatedDisk) -> None:
     store = disk_store(disk)
 
-    def sealed(settings: WriteSettings, num_records: int, pause_s: float = 0.0) -> list[int]:
+    def sealed(settings: WriteSettings, num_records: int, *, one_by_one: bool = False) -> list[int]:
         twin = SimulatedDisk()
         with StreamWriter(disk_store(twin), settings, "w") as writer:
             for record in records(range(num_records)):
                 writer.append(record)
-                time.sleep(pause_s)
+                until_s = time.monotonic() + 60.0
+                while one_by_one and writer.num_unsealed_rows:
+                    assert time.monotonic() < until_s
+                    time.sleep(0.001)
         return [segment.num_rows for segment in list_stream(disk_store(twin)).segments]
 
     assert sealed(SMALL, 12) == [5, 5, 2]
     assert sealed(SMALL.model_copy(update={"bytes_per_segment": 1}), 3) == [1, 1, 1]
-    assert len(sealed(SMALL.model_copy(update={"max_age_s": 0.01}), 3, pause_s=0.15)) == 3
+    assert sealed(SMALL.model_copy(update={"max_age_s": 0.01}), 3, one_by_one=True) == [1, 1, 1]
     writer = StreamWriter(store, SMALL, "w")
     writer.append(cached_record(0))
     writer.abandon()

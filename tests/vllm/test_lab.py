@@ -21,7 +21,6 @@ NUM_PROMPTS = 400
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_samples_of_both_back_ends_have_equal_gold_reward(
     world: VllmWorld, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -12,7 +12,7 @@ from serve.ports import free_port
 from tests.serve.application import Deployed, eventually
 from tests.vllm.conftest import VllmWorld
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.ray
 
 PARAMETERS = SamplingParameters.contrastive(alpha=0.4, max_tokens=20, seed=5)
 

