@@ -28,7 +28,8 @@ from cong.train.data.batch import Example
 from cong.train.data.feed import Feed
 from cong.train.data.packing import ATTENTION_NAME, attend_packed
 from cong.train.data.source import ExampleList
-from cong.train.loop import Progress, StepReport, run
+from cong.train.loop import StepReport, run
+from cong.train.progress import Progress
 from cong.train.torch_backend import TorchBackend
 from cong.train.trainee import compile_layers
 

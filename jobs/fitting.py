@@ -13,7 +13,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cong.config import RunConfig
 from cong.train.checkpoint import committed
-from jobs.workers import Task, work, write_token
+from jobs.task import Task, work, write_token
 
 logger = logging.getLogger(__name__)
 

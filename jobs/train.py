@@ -21,7 +21,7 @@ from cong.config import RunConfig
 from cong.errors import ConfigError, CongError
 from cong.telemetry import Progress, configure_logging, progress
 from cong.train.pace import Pace
-from cong.train.run import Outcome
+from cong.train.progress import Outcome
 from cong.train.stopping import StopRequest
 from cong.wording import told_by_the_machine
 from jobs import connection

@@ -11,9 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
@@ -25,32 +23,18 @@ from cong.config import RunConfig
 from cong.errors import CheckpointError, ConfigError, CongError, MissingExtra, ModelError
 from cong.files import write_file
 from cong.train.backend import BackendFactory
-from cong.train.loop import Progress, StepReport
-from cong.train.run import Outcome, train
+from cong.train.loop import StepReport
+from cong.train.progress import Outcome, Progress
+from cong.train.run import train
 from cong.train.stopping import StopRequest
 from jobs.board import ANSWER_LIMIT_S, Messenger, Numbers
 from jobs.claim import FOLDER
+from jobs.task import TOKEN, Task
 
 logger = logging.getLogger(__name__)
 
-TOKEN = "token"
 _FREE_WITHIN_S = 60.0
 _POLL_S = 0.2
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a driver gives to each worker."""
-
-    config: RunConfig
-    """Its folders are absolute."""
-    board: Any
-    folder: str
-    """Where the driver was started: names in the configuration are relative to it."""
-    token: str
-    """What the driver has written into the run's folder."""
-    seen_within_s: float
-    """So late may a worker see what others have written."""
 
 
 class _Stop(StopRequest):
@@ -83,9 +67,8 @@ class _Speaker:
             )
 
 
-def work(given: Mapping[str, Any]) -> Outcome | None:
-    """The function that Ray Train runs on every worker; None where a person has to put something right first."""
-    task: Task = given["task"]
+def train_together(task: Task) -> Outcome | None:
+    """Train on every worker of a group; None where a person has to put something right first."""
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     if ray.get(task.board.refusal.remote(), timeout=ANSWER_LIMIT_S) is not None:
@@ -182,15 +165,6 @@ def require_same_folder(task: Task, rank: int, world_size: int) -> None:
         time.sleep(_POLL_S)
     barrier()
     probes[rank].unlink(missing_ok=True)
-
-
-def write_token(folder: Path) -> str:
-    """What the driver leaves for its workers to find."""
-    token = uuid.uuid4().hex
-    for path in (folder / FOLDER).glob("probe-*"):
-        path.unlink(missing_ok=True)
-    write_file(folder / FOLDER / TOKEN, token.encode())
-    return token
 
 
 def wait_until_free(lock: Path, limit_s: float = _FREE_WITHIN_S) -> None:

@@ -186,6 +186,10 @@ def test_a_stream_is_read_and_written_without_torch() -> None:
     assert not loaded_packages("import cong.stream, cong.stream.export, cong.stream.statistics") & heavy
 
 
+def test_whoever_only_watches_others_train_loads_no_torch() -> None:
+    assert not loaded_packages("import jobs.train, jobs.task, jobs.board") & {"torch", "transformers", "datasets"}
+
+
 @pytest.mark.parametrize("room", ["decoding", "objectives"])
 def test_the_maths_loads_nothing_but_torch(room: str) -> None:
     assert loaded_packages(f"import cong.{room}") - loaded_packages("import torch") <= {"cong"}

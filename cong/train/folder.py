@@ -24,10 +24,10 @@ from cong.train.checkpoint import remove_unfinished
 from cong.train.curves import draw_curves
 from cong.train.export import export_network, model_card, title_of
 from cong.train.ledger import Ledger
-from cong.train.loop import Progress
 from cong.train.metrics import open_trackers, read_metrics
 from cong.train.monitor import Monitor
 from cong.train.pace import Told
+from cong.train.progress import Progress
 from cong.train.recipe import Recipe
 from cong.train.remote import RemoteCheckpoints
 from cong.train.software import environment

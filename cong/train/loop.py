@@ -6,7 +6,7 @@ Knows no method, no files, no trackers and no ranks: those are collaborators. Le
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,36 +16,7 @@ from cong.objectives import LossShare, Objective, Scorer, policy_scores
 from cong.train.backend import Backend
 from cong.train.data.batch import MicroBatch
 from cong.train.data.feed import Feed, StepBatch
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: everything that a checkpoint holds beside weights."""
-
-    num_steps: int
-    """Of the whole run, as planned when it began."""
-    position: str
-    """Where the source stands."""
-    step: int = 0
-    """Optimiser steps done."""
-    num_examples: int = 0
-    """Trained on so far."""
-    num_tokens: int = 0
-
-    @property
-    def share(self) -> float:
-        """Of all steps, how much lies behind."""
-        return min(1.0, self.step / self.num_steps)
-
-    def after(self, batch: StepBatch) -> "Progress":
-        """One step further."""
-        return replace(
-            self,
-            position=batch.position,
-            step=self.step + 1,
-            num_examples=self.num_examples + len(batch.keys),
-            num_tokens=self.num_tokens + batch.num_tokens,
-        )
+from cong.train.progress import Progress
 
 
 @dataclass(frozen=True)

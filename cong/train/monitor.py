@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from cong.telemetry import Progress as Bar
 from cong.train.arithmetic import StepArithmetic
-from cong.train.loop import Progress, StepReport
+from cong.train.loop import StepReport
 from cong.train.metrics import Tracker
 from cong.train.pace import EVALUATION, Pace, Told
+from cong.train.progress import Progress
 
 
 class Monitor:

@@ -14,7 +14,7 @@ from cong.train.data.feed import Feed
 from cong.train.data.stream_source import stream_cursors
 from cong.train.folder import RunFolder
 from cong.train.ledger import Ledger
-from cong.train.loop import Progress
+from cong.train.progress import Progress
 from cong.train.randomness import restore_generators, seed_all
 from cong.train.recipe import Recipe, require_same
 from cong.train.remote import RemoteCheckpoints

@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,9 +25,10 @@ from cong.train.checkpoint import Checkpoint
 from cong.train.data.feed import Feed, fitting_examples
 from cong.train.data.source import Source
 from cong.train.folder import RunFolder
-from cong.train.loop import Observer, Progress, StepReport, run
+from cong.train.loop import Observer, StepReport, run
 from cong.train.monitor import Monitor
 from cong.train.origins import FrozenNetworks, evaluation_examples, open_source
+from cong.train.progress import Outcome, Progress
 from cong.train.randomness import seed_all
 from cong.train.recipe import make_recipe
 from cong.train.resuming import find_checkpoint, resume
@@ -46,22 +46,6 @@ _SCORED_AT_ONCE = 1024
 
 Report = Callable[[Mapping[str, float], Path], None]
 """Told on every rank of every committed checkpoint: the newest numbers, and its folder."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    progress: Progress | None
-    """None: it was asked to stop before its first step."""
-    is_finished: bool
-    """False: it was asked to stop, has saved its work and can go on."""
-    model_folder: Path | None
-    """Where the trained network lies."""
-    metrics: Mapping[str, float]
-    """Of the last step, and of the last evaluation under names that begin with `eval/`."""
-    counts: Mapping[str, int]
-    """Examples that were left out or cut, by reason."""
 
 
 _NOT_BEGUN = Outcome(None, False, None, {}, {})

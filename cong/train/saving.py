@@ -11,9 +11,11 @@ import torch
 
 from cong.config.train import CheckpointSettings
 from cong.train.backend import Backend
-from cong.train.checkpoint import remove_old, save_checkpoint, together
+from cong.train.checkpoint import remove_old
+from cong.train.commit import save_checkpoint, together
 from cong.train.ledger import Ledger, parts_to_json
-from cong.train.loop import Progress, StepReport
+from cong.train.loop import StepReport
+from cong.train.progress import Progress
 from cong.train.randomness import save_generators
 from cong.train.recipe import Recipe
 from cong.train.remote import RemoteCheckpoints

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cong.config import RunConfig
-from cong.train.run import Outcome
+from cong.train.progress import Outcome
 from cong.train.stopping import StopRequest
 from jobs.claim import RunIsTaken
 from jobs.train import EXIT_DONE, Failed, Fit, Job, Refused

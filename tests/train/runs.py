@@ -9,7 +9,8 @@ import torch
 from cong.config import RunConfig
 from cong.train.ledger import read_ledger
 from cong.train.metrics import read_metrics
-from cong.train.run import Outcome, train
+from cong.train.progress import Outcome
+from cong.train.run import train
 from cong.train.stopping import StopRequest
 from tests.train.worlds import final_weights
 

@@ -12,7 +12,8 @@ import torch
 
 from cong.config.train import OptimizerSettings
 from cong.lab.networks import build_network
-from cong.train.checkpoint import newest_complete, remove_old, save_checkpoint
+from cong.train.checkpoint import newest_complete, remove_old
+from cong.train.commit import save_checkpoint
 from cong.train.ledger import Ledger, parts_to_json
 from cong.train.torch_backend import TorchBackend
 from tests.killing import Killed, count_changes, killed_after

@@ -15,7 +15,8 @@ from cong.models import load_network
 from cong.train.backend import BackendFactory
 from cong.train.ledger import read_ledger
 from cong.train.metrics import read_metrics
-from cong.train.run import Outcome, train
+from cong.train.progress import Outcome
+from cong.train.run import train
 from cong.train.stopping import StopRequest
 from tests.train.ranks import ThreadBackend, on_ranks
 from tests.train.runs import DPO, ledger_keys

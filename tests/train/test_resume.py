@@ -15,8 +15,9 @@ from cong.config import RunConfig
 from cong.errors import ConfigError
 from cong.files import files_below
 from cong.train.ledger import read_ledger
-from cong.train.loop import Progress, StepReport
+from cong.train.loop import StepReport
 from cong.train.metrics import read_metrics
+from cong.train.progress import Progress
 from cong.train.run import train
 from cong.train.stopping import StopRequest
 from cong.train.validation import is_held_out
