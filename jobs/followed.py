@@ -41,7 +41,8 @@ class Jobs:
         package.mkdir()
         (package / "run.yaml").write_text(dump_config(config), encoding="utf-8")
         wait_s = str(round(config.training_job.grace_s + _SAVE_S))
-        environment = {"env_vars": {connection.STOP_WAIT_VARIABLE: wait_s}}
+        # Nobody takes this machine back, so that no process needs to watch for it.
+        environment = {"env_vars": {connection.STOP_WAIT_VARIABLE: wait_s, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}}
         command = ["ray", "job", "submit", "--address", self._url, "--submission-id", name, "--no-wait"]
         command += ["--working-dir", str(package), "--runtime-env-json", json.dumps(environment)]
         command += ["--", "python", "-m", "jobs.pipeline", "--config", "run.yaml", *options]

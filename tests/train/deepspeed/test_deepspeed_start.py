@@ -82,7 +82,11 @@ def test_the_compiled_adam_is_made_once_and_computes_the_same(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     extensions = tmp_path_factory.mktemp("extensions")
-    outputs = launch(2, "compiled", str(tmp_path), limit_s=600, variables={"TORCH_EXTENSIONS_DIR": str(extensions)})
+    quick = extensions / "quick-c++"  # which takes two thirds of the time, and computes the same
+    quick.write_text('#!/bin/sh\nexec c++ "$@" -O1 -g0\n')
+    quick.chmod(0o755)
+    variables = {"TORCH_EXTENSIONS_DIR": str(extensions), "CXX": str(quick)}
+    outputs = launch(2, "compiled", str(tmp_path), variables=variables)
     assert sum("compiling DeepSpeed's cpu_adam once" in output for output in outputs) == 1
     expected, found = train_plainly(tiny_network(), settings(0)), Results(tmp_path).of("compiled")
     assert all((found.weights[name] - weight).abs().max() < 1e-5 for name, weight in expected.weights.items())
