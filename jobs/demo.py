@@ -5,7 +5,6 @@ the rest of the pipeline against that service, shows what came out, and ends wha
 again after a stop it goes on. Exit codes: 0 done, 1 a job failed, 2 wrong settings, 130 stopped.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -17,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from cong.cli.parser import Parser
 from cong.config import RunConfig, load_config
 from cong.errors import CongError
 from cong.files import make_folder
@@ -164,9 +164,7 @@ def _as_interrupt(number: int, frame: FrameType | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.demo", description="The whole method in the lab's world on a Ray of its own."
-    )
+    parser = Parser(prog="python -m jobs.demo", description="The whole method in the lab's world on a Ray of its own.")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="everything goes here (default: runs/demo)")
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="one setting of the pipeline"

@@ -4,13 +4,13 @@ Needs no Ray of its own: one process, one network at a time. Killed at any momen
 codes: 0 the report is written, 2 wrong settings or answers that cannot be judged.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cong.cli.config import add_config_options, resolve_config
 from cong.cli.evaluate import print_plan, run_evaluation
+from cong.cli.parser import Parser
 from cong.errors import CongError
 from cong.wording import told_by_the_machine
 from jobs import connection
@@ -19,7 +19,7 @@ from jobs.planning import placed
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description="Judge models on held-out prompts.")
+    parser = Parser(prog="python -m jobs.evaluate", description="Judge models on held-out prompts.")
     add_config_options(parser)
     connection.add_submit(parser)
     arguments = parser.parse_args(argv)

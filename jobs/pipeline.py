@@ -5,7 +5,6 @@ any moment and started again it makes what is missing. Exit codes: 0 everything 
 that may pass, 2 wrong settings, 3 stopped before the end; after 1 and 3 run it again.
 """
 
-import argparse
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cong.cli.config import add_config_options, resolve_config
+from cong.cli.parser import Parser
 from cong.cli.pipeline import add_until, print_forecast, print_plan, tell
 from cong.config import RunConfig
 from cong.errors import CongError, PipelineError
@@ -194,7 +194,7 @@ def run(config: RunConfig, *, is_local: bool, until: str = "") -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.pipeline", description="The whole method on a Ray cluster.")
+    parser = Parser(prog="python -m jobs.pipeline", description="The whole method on a Ray cluster.")
     add_config_options(parser)
     add_until(parser)
     where = parser.add_mutually_exclusive_group()

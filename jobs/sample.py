@@ -4,7 +4,6 @@ Killed at any moment and started again it asks only for what is missing. Exit co
 1 some were given up, 2 wrong settings, 3 stopped before the end; after 1 and 3 run it again.
 """
 
-import argparse
 import asyncio
 import json
 import logging
@@ -17,6 +16,7 @@ from typing import Self
 
 from cong.cli.config import add_config_options, resolve_config
 from cong.cli.dry_run import print_sampling_estimate
+from cong.cli.parser import Parser
 from cong.client import AsyncClient, Patience
 from cong.client.bulk import Bounds, Bulk, GivenUp, Tally
 from cong.client.ledger import Ledger
@@ -240,7 +240,7 @@ def report(tally: Tally, failures: Failures) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.sample", description=__doc__)
+    parser = Parser(prog="python -m jobs.sample", description=__doc__)
     add_config_options(parser, dry_run="print the plan and stop")
     connection.add_submit(parser)
     arguments = parser.parse_args(argv)

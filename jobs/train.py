@@ -5,7 +5,6 @@ Exit codes: 0 trained to the end, 1 failed for a reason that may pass, 2 wrong s
 1 and 3 run it again.
 """
 
-import argparse
 import logging
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cong.cli.config import add_config_options, print_config, resolve_config
 from cong.cli.dry_run import print_training_estimate
+from cong.cli.parser import Parser
 from cong.config import RunConfig
 from cong.errors import ConfigError, CongError
 from cong.telemetry import Progress, configure_logging, progress
@@ -207,7 +207,7 @@ def train(config: RunConfig, *, is_local: bool = False) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.train", description="Train a network on a Ray cluster.")
+    parser = Parser(prog="python -m jobs.train", description="Train a network on a Ray cluster.")
     add_config_options(parser)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="start a private Ray on this machine")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cong.cli.parser import Parser
 from cong.config import dump_config
 from cong.config.serving import IMPORT_PATH
 from cong.errors import ConfigError, CongError
@@ -33,7 +34,7 @@ Ctrl-C lets requests finish and stops what was started; a second Ctrl-C stops at
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m serve",
         description="Serve a pair of models on this machine: starts a Ray of its own, deploys, and waits for Ctrl-C.",
         epilog=EPILOG,

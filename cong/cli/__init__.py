@@ -27,12 +27,13 @@ def build_parser() -> argparse.ArgumentParser:
     from cong.cli.evaluate import add_evaluate_command
     from cong.cli.lab import add_lab_commands
     from cong.cli.look import add_look_command
+    from cong.cli.parser import Parser
     from cong.cli.pipeline import add_pipeline_commands
     from cong.cli.sample import add_sample_command
     from cong.cli.stream import add_stream_commands
     from cong.cli.train import add_train_command
 
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="cong",
         description="Contrastive weak-to-strong generation and training, from the command line.",
         epilog="A service: python -m serve.http, or python -m serve on Ray. Jobs on Ray: python -m jobs.sample, "

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from cong.cli.config import add_config_options, print_config, resolve_config
+from cong.cli.parser import Parser
 from cong.errors import CongError
 from cong.service import KeyRing, open_service
 from cong.telemetry import configure_logging
@@ -17,7 +18,7 @@ _SHUTDOWN_MARGIN_S = 5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop."""
-    parser = argparse.ArgumentParser(prog="python -m serve.http", description="answer over HTTP, without Ray")
+    parser = Parser(prog="python -m serve.http", description="answer over HTTP, without Ray")
     parser.add_argument("--writer", default="http", metavar="ID", help="who writes to the stream: one at a time")
     parser.add_argument("--log-json", action="store_true", help="log lines as JSON")
     add_config_options(parser)

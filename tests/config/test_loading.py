@@ -190,3 +190,25 @@ def test_the_command_checks_and_prints(tmp_path: Path, capsys: pytest.CaptureFix
 def test_numbers_in_scientific_notation_are_numbers(text: str) -> None:
     _, value = parse_override(f"a={text}")
     assert value == float(text)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["sample", "--prompts", "p.txt", "--num-sampels", "2"],
+            "--num-sampels 2; the nearest known one is --num-s",
+        ),
+        (["stream", "tail", "folder", "--folow"], "--folow; the nearest known one is --follow"),
+        (["stream", "tail", "folder", "other"], "unrecognized arguments: other\n"),
+    ],
+)
+def test_an_unknown_option_is_told_by_its_command_with_the_nearest_one(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.startswith(f"usage: cong {argv[0]}")
