@@ -10,7 +10,7 @@ import pytest
 from cong.config import RunConfig
 from cong.errors import CheckpointError
 from cong.files import files_below
-from cong.train import checkpoint
+from cong.train import commit
 from cong.train.checkpoint import newest_complete
 from cong.train.run import train
 from cong.train.torch_backend import TorchBackend
@@ -102,7 +102,7 @@ def test_a_first_save_that_was_cut_off_is_no_end(
         config = run_config(root, {"checkpoints": {"every_steps": every_steps}})
         with monkeypatch.context() as patch:
             # The state is the first that is written once the ledger is.
-            patch.setattr(checkpoint, "write_inside", kill)
+            patch.setattr(commit, "write_inside", kill)
             with pytest.raises(Killed):
                 train(config, is_quiet=True)
     config = run_config(root)
