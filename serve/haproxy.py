@@ -6,8 +6,10 @@ its seats. HAProxy's own pages, of statistics and metrics, are for the machine i
 caller could tell Serve not to notice when it leaves, or not to end what takes too long, go no further; nor does an id
 of a request that the service would change, because Serve's reply would repeat it as it came. Where fewer files may be
 open than Serve's number of connections needs, HAProxy would not start; it gets fewer connections there. And until it is
-told of an application it asks callers to come back, where Serve would have it say that there is no such path.
-It ends with the process of Serve's that started it, so that none holds the port of a service that was killed.
+told of an application it asks callers to come back, where Serve would have it say that there is no such path. What
+comes on a connection that was idle through an update reaches a former HAProxy, whose replicas may be gone; it hands
+that on to the one that listens now. It ends with the process of Serve's that started it, so that none holds the port of
+a service that was killed.
 """
 
 import os
@@ -21,10 +23,12 @@ from serve.parent import end_with_parent
 
 _MARK = "# completed by serve.haproxy\n"
 _PAGES = re.compile(r"^(frontend prometheus\n +bind |listen stats\n +bind )\*?:", re.MULTILINE)
-_ENTRANCE = re.compile(r"^(frontend http_frontend\n +bind .*\n)", re.MULTILINE)
+_ENTRANCE = re.compile(r"^(frontend http_frontend\n +bind (\S*):(\d+).*\n)", re.MULTILINE)
+_WAYS_OUT = re.compile(r"^ +(?:use|default)_backend ", re.MULTILINE)
 _CONNECTIONS = re.compile(r"^( +maxconn )(\d+)$", re.MULTILINE)
 _ROUTED = re.compile(r"^ +use_backend ", re.MULTILINE)
 _NOT_FOUND = re.compile(r"^(backend default_backend\n +http-request return status )404(.*)$", re.MULTILINE)
+_SUCCESSOR = "cong_successor"
 _STRIPPED = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
 _ID = "x-request-id"
 _HARMLESS = r"^[A-Za-z0-9._-]{1,64}$"
@@ -58,7 +62,21 @@ def completed(content: str, max_files: int) -> str:
             f"{num_pages} pages, {num_entrances} entrances and {num_limits} limits where 2, 1 and 1 were expected: "
             "this Ray writes another configuration; set RAY_SERVE_ENABLE_HA_PROXY=0 to serve through Serve's own proxy"
         )
-    return _MARK + content
+    return _MARK + _hands_on(content)
+
+
+def _hands_on(content: str) -> str:
+    """What a process that stops is still asked, the next one answers."""
+    entrance = _ENTRANCE.search(content)
+    way_out = entrance and _WAYS_OUT.search(content, entrance.end())
+    if entrance is None or way_out is None:
+        raise ValueError("it has no way from its entrance to a backend; set RAY_SERVE_ENABLE_HA_PROXY=0")
+    host, port = entrance[2], entrance[3]
+    here = "127.0.0.1" if host in ("", "*", "0.0.0.0") else host
+    first = f"    use_backend {_SUCCESSOR} if {{ stopping }}\n"
+    last = f"backend {_SUCCESSOR}\n    server next {here}:{port}\n"
+    before, after = content[: way_out.start()], content[way_out.start() :]
+    return before + first + after.rstrip("\n") + "\n" + last
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -30,6 +30,7 @@ defaults
     timeout client 60s
     timeout server 60s
     option splice-request
+    option idle-close-on-response
 frontend prometheus
     bind :{metrics}
     http-request use-service prometheus-exporter if {{ path /metrics }}
@@ -55,7 +56,7 @@ def test_pages_are_for_the_machine_and_the_entrance_strips_headers() -> None:
     assert "bind 127.0.0.1:3\n" in given
     assert "bind *:2\n    http-request del-header x-request-timeout-seconds\n" in given
     assert "    http-request del-header x-request-disconnect-disabled\n" in given
-    assert "    timeout http-request 30s\n    default_backend" in given
+    assert "    timeout http-request 30s\n" in given
 
 
 def test_a_file_that_was_completed_is_left_alone() -> None:
@@ -206,18 +207,55 @@ def test_it_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None
             haproxy.kill()
 
 
+@ON_LINUX
+def test_what_comes_on_an_idle_connection_after_an_update_is_answered_by_the_one_that_listens(tmp_path: Path) -> None:
+    """Those behind the former one are gone by then; and whoever asks just as it stops must be answered too."""
+    ports = free_ports(3)
+    former, latter = tmp_path / "former", tmp_path / "latter"
+    for folder in (former, latter):
+        folder.mkdir()
+    kept = httpx.Limits(keepalive_expiry=None)
+    with httpx.Client(timeout=LIMIT_S, limits=kept) as idle, contextlib.ExitStack() as both:
+        process = both.enter_context(haproxy(former, showing("former"), ports))
+        url = f"http://127.0.0.1:{ports[1]}/sample"
+        assert idle.get(url).text == "former"
+        both.enter_context(haproxy(latter, showing("latter"), ports, "-sf", str(process.pid)))
+        eventually(lambda: not has_listener(process.pid), "the latter alone listens")
+        assert process.poll() is None, "it has a connection yet"
+        reply = idle.get(url)
+        assert (reply.text, reply.headers["connection"]) == ("latter", "close")
+        eventually(lambda: process.poll() is not None, "the former has ended")
+
+
+def has_listener(pid: int) -> bool:
+    return any(one.status == psutil.CONN_LISTEN for one in psutil.Process(pid).net_connections("inet"))
+
+
+def showing(name: str) -> str:
+    told = f"    http-request return status 200 content-type text/plain string {name}\n"
+    return WRITTEN.replace("    http-request return status 404\n", told)
+
+
 @contextlib.contextmanager
 def running(folder: Path, written: str) -> Iterator[str]:
-    """HAProxy with a configuration, and the address of its entrance."""
+    """HAProxy with a configuration, and an address at its entrance."""
+    ports = free_ports(3)
+    with haproxy(folder, written, ports):
+        yield f"http://127.0.0.1:{ports[1]}/sample"
+
+
+@contextlib.contextmanager
+def haproxy(folder: Path, written: str, ports: Sequence[int], *options: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """Its process, which listens."""
     file = folder / "haproxy.cfg"
-    metrics, entrance, pages = free_ports(3)
+    metrics, entrance, pages = ports
     written = written.replace("bind *:{entrance}", "bind 127.0.0.1:{entrance}")
     file.write_text(written.format(metrics=metrics, entrance=entrance, pages=pages))
-    command = [sys.executable, "-c", "from serve.haproxy import main; main()", "-db", "-f", str(file)]
+    command = [sys.executable, "-c", "from serve.haproxy import main; main()", "-db", "-f", str(file), *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             eventually(lambda: process.poll() is not None or listens(entrance), "it listens or has ended")
             assert process.poll() is None
-            yield f"http://127.0.0.1:{entrance}/sample"
+            yield process
         finally:
             process.kill()

@@ -3,13 +3,17 @@
 from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 from ray import serve
 
 from .application import NAME, Deployed, eventually
-from .load import under_load
+from .load import BODY, under_load
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+KEPT = httpx.Limits(keepalive_expiry=None)
 
 
 def other_weights(service: Deployed) -> tuple[str, ...]:
@@ -28,13 +32,17 @@ def test_a_rolling_update_of_the_weights_loses_no_request(deployed: Deployed) ->
     service.deploy(num_replicas=2)
     for surge, overrides in ((0, other_weights(service)), (100, ())):
         before = set(service.replicas())
-        with service.http() as http, under_load(http) as load:
+        with service.http() as http, service.http(limits=KEPT) as idle, under_load(http) as load:
+            assert idle.post("/sample", json=BODY).status_code == 200
             load.wait_for(10)
             service.begin(*overrides, num_replicas=2, max_surge_percent=surge)
             eventually(partial(has_only_new, service, before), "two replicas of the new version")
             # Connections that were kept go to the old one until it stops.
             eventually(lambda: len({one.networks for one in load.outcomes}) == 2, "answers of both versions")
             load.wait_for(10)
+            eventually(lambda: not service.replicas("STOPPING"), "the old version is gone")
+            # As a proxy or a pool keeps it: open all the while, and unused.
+            assert idle.post("/sample", json=BODY).status_code == 200, f"surge {surge}"
         assert load.failures == [], f"surge {surge}"
         # One pair per sample, and the same pair for all samples of a request: never a mixture of versions.
         assert all(len(one.networks) == 1 for one in load.outcomes)
