@@ -2,10 +2,12 @@
 
 import contextlib
 import resource
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -208,23 +210,32 @@ def test_it_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None
 
 
 @ON_LINUX
-def test_what_comes_on_an_idle_connection_after_an_update_is_answered_by_the_one_that_listens(tmp_path: Path) -> None:
-    """Those behind the former one are gone by then; and whoever asks just as it stops must be answered too."""
+@pytest.mark.parametrize("starts_late", [False, True])
+def test_what_comes_on_an_idle_connection_after_an_update_is_answered_by_the_one_that_listens(
+    tmp_path: Path, starts_late: bool
+) -> None:
+    """Those behind the former one are gone by then."""
     ports = free_ports(3)
-    former, latter = tmp_path / "former", tmp_path / "latter"
-    for folder in (former, latter):
-        folder.mkdir()
+    url = f"http://127.0.0.1:{ports[1]}/sample"
+    for name in ("former", "latter"):
+        (tmp_path / name).mkdir()
+    former, latter = (haproxy(tmp_path / name, showing(name), ports) for name in ("former", "latter"))
     kept = httpx.Limits(keepalive_expiry=None)
-    with httpx.Client(timeout=LIMIT_S, limits=kept) as idle, contextlib.ExitStack() as both:
-        process = both.enter_context(haproxy(former, showing("former"), ports))
-        url = f"http://127.0.0.1:{ports[1]}/sample"
+    with former as process, httpx.Client(timeout=LIMIT_S, limits=kept) as idle, ThreadPoolExecutor(1) as pool:
         assert idle.get(url).text == "former"
-        both.enter_context(haproxy(latter, showing("latter"), ports, "-sf", str(process.pid)))
-        eventually(lambda: not has_listener(process.pid), "the latter alone listens")
-        assert process.poll() is None, "it has a connection yet"
-        reply = idle.get(url)
-        assert (reply.text, reply.headers["connection"]) == ("latter", "close")
-        eventually(lambda: process.poll() is not None, "the former has ended")
+        stop_listening(process)
+        early = pool.submit(idle.get, url) if starts_late else None
+        with latter:
+            reply = early.result() if early else idle.get(url)
+            assert (reply.text, reply.headers["connection"]) == ("latter", "close")
+        eventually(lambda: process.poll() is not None, "the former has ended with its last connection")
+
+
+def stop_listening(process: "subprocess.Popen[bytes]") -> None:
+    """As an update tells it to."""
+    process.send_signal(signal.SIGUSR1)
+    eventually(lambda: not has_listener(process.pid), "it listens no more")
+    assert process.poll() is None, "it has a connection yet"
 
 
 def has_listener(pid: int) -> bool:
@@ -245,13 +256,13 @@ def running(folder: Path, written: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def haproxy(folder: Path, written: str, ports: Sequence[int], *options: str) -> "Iterator[subprocess.Popen[bytes]]":
+def haproxy(folder: Path, written: str, ports: Sequence[int]) -> "Iterator[subprocess.Popen[bytes]]":
     """Its process, which listens."""
     file = folder / "haproxy.cfg"
     metrics, entrance, pages = ports
     written = written.replace("bind *:{entrance}", "bind 127.0.0.1:{entrance}")
     file.write_text(written.format(metrics=metrics, entrance=entrance, pages=pages))
-    command = [sys.executable, "-c", "from serve.haproxy import main; main()", "-db", "-f", str(file), *options]
+    command = [sys.executable, "-c", "from serve.haproxy import main; main()", "-db", "-f", str(file)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             eventually(lambda: process.poll() is not None or listens(entrance), "it listens or has ended")
