@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cong.engine import EngineProtocol, Event, Generate, Rate
 from cong.errors import CongError
@@ -37,6 +38,14 @@ Happening = Event | Refused | Died
 """What the thread tells."""
 
 
+def waited_for_processor_s(thread_id: int) -> float:
+    """How long a thread of this process was ready to run and did not; 0 where the system does not tell."""
+    try:
+        return int(Path(f"/proc/self/task/{thread_id}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 class EngineThread:
     """An engine at work; safe to call from any thread."""
 
@@ -47,18 +56,25 @@ class EngineThread:
         *,
         niceness: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        waited_s: Callable[[int], float] = waited_for_processor_s,
     ) -> None:
-        """`niceness` is added to that of the process for the thread and for those that compute with it."""
+        """`niceness` is added to that of the process for the thread and for those that compute with it.
+
+        `waited_s` tells how long a thread was ready and had no processor.
+        """
         self._engine = engine
         self._niceness = niceness
         self._deliver = deliver
         self._clock = clock
+        self._waited_s = waited_s
         self._changed = threading.Condition()
         self._inbox: list[Generate | Rate | str] = []
         """Requests, and the ids of those to be cancelled, in order."""
         self._is_stopping = False
         self._busy_since: float | None = None
         """When the step under way began; None while there is none."""
+        self._first_look = (-1, 0.0)
+        """A step's number, and how long the thread had waited for a processor when that step was first looked at."""
         self.num_steps = 0
         self.stats = engine.stats()
         """As of the last step."""
@@ -95,9 +111,18 @@ class EngineThread:
         return self._thread.is_alive()
 
     def busy_s(self) -> float:
-        """How long the step under way has taken so far; 0 between steps."""
-        since = self._busy_since
-        return 0.0 if since is None else self._clock() - since
+        """How long the step under way has taken so far; 0 between steps.
+
+        Since the first such question about a step, the time in which other programs kept the processors does not count:
+        a thread that gives way is not stuck because it waits.
+        """
+        since, step = self._busy_since, self.num_steps
+        if since is None or self._thread.native_id is None:
+            return 0.0
+        waited_s = self._waited_s(self._thread.native_id)
+        if self._first_look[0] != step:
+            self._first_look = (step, waited_s)
+        return self._clock() - since - (waited_s - self._first_look[1])
 
     def _post(self, items: Sequence[Generate | Rate | str]) -> None:
         with self._changed:

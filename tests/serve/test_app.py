@@ -73,10 +73,9 @@ def test_shipped_files_are_in_order(path: Path) -> None:
     (deployment,) = file.schema.applications[0].deployments
     assert deployment.name == DEPLOYMENT
     assert deployment.graceful_shutdown_timeout_s == shutdown_s(file.args.service)
-    # A stuck engine is told within 15 s, at the first check after it counts as stuck; one that gives way to whatever
-    # else the machine computes is not stuck because it waits.
+    # A stuck engine is told within 15 s: at the first check after it counts as stuck.
     period_s = deployment.model_dump(exclude_unset=True).get("health_check_period_s", 2.0)
-    assert file.args.service.stuck_after_s + period_s <= (65.0 if file.args.service.engine_niceness else 15.0)
+    assert file.args.service.stuck_after_s + period_s <= 15.0
     options = file.schema.controller_options
     assert options is not None
     assert options.runtime_env is not None

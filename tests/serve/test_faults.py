@@ -28,7 +28,7 @@ LONG = SamplingParameters(max_tokens=48, min_tokens=48, ignore_eos=True)
 
 @pytest.fixture(scope="module")
 def service(deployed: Deployed) -> Deployed:
-    deployed.deploy("service.stuck_after_s=10", import_path=BUILDER, num_replicas=2)
+    deployed.deploy(import_path=BUILDER, num_replicas=2)
     return deployed
 
 

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from contextlib import nullcontext
@@ -13,11 +15,12 @@ import torch
 
 from cong.config import RunConfig
 from cong.config.service import ServiceConfig
-from cong.engine import Engine, LocalEngine, open_engine
+from cong.engine import Engine, Generate, LocalEngine, open_engine
 from cong.errors import ArtefactMissing, ConfigError, CongError, StreamError
 from cong.schemas import Prompt
 from cong.service import Archive, SampleService, building, facts_of
 from cong.service.building import in_a_thread_that_ends
+from cong.service.engine_thread import EngineThread, waited_for_processor_s
 from cong.stream import list_stream
 from cong.wire import SampleCall
 from tests.engine.conftest import World
@@ -36,6 +39,50 @@ def test_the_engine_gives_way_by_as_much_as_it_was_told(world: World, niceness: 
             assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
     run(main())
+
+
+def test_time_without_a_processor_makes_no_engine_stuck(world: World) -> None:
+    engine = Troubled(make_engine(world))
+    engine.may_go_on.clear()
+    now_s, waited_s = 100.0, 7.0
+    thread = EngineThread(engine, lambda _: None, clock=lambda: now_s, waited_s=lambda _: waited_s)
+    thread.start()
+    thread.put([Generate("r", Prompt(text="abc"), DEFAULTS)])
+    until_s = time.monotonic() + LIMIT_S
+    while thread._busy_since is None:
+        assert time.monotonic() < until_s
+    assert thread.busy_s() == 0.0
+    now_s, waited_s = 120.0, 26.0
+    assert thread.busy_s() == 1.0
+    now_s = 130.0
+    assert thread.busy_s() == 11.0, "it has its processor and does not come to an end"
+    engine.may_go_on.set()
+    assert thread.stop(LIMIT_S)
+    assert thread.busy_s() == 0.0
+
+
+BESIDE_ANOTHER = """
+import os, threading, time
+from cong.service.engine_thread import waited_for_processor_s
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+other = os.fork()
+while other == 0:
+    pass
+until_s = time.monotonic() + 60
+while waited_for_processor_s(threading.get_native_id()) < 0.2 and time.monotonic() < until_s:
+    pass
+os.kill(other, 9)
+print(waited_for_processor_s(threading.get_native_id()) >= 0.2)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this system does not tell")
+def test_a_thread_that_shares_its_processor_is_known_to_wait() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE_ANOTHER], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "True\n"
+    assert waited_for_processor_s(-1) == 0.0
 
 
 @pytest.mark.parametrize("fails", [False, True])
