@@ -148,8 +148,10 @@ class Messenger(logging.Handler):
         try:
             if ray.get(self._board.tell.remote(lines, numbers), timeout=ANSWER_LIMIT_S):
                 self.stop_asked.set()
-        except (RayError, GetTimeoutError):
-            # A driver that is gone takes its workers along; one that is slow is asked again.
+        except GetTimeoutError:
+            pass  # a driver that is slow hears of it yet: the call is under way
+        except RayError:
+            # It was not told. A driver that is gone takes its workers along.
             self._lines.extendleft(reversed(lines))
             with self._turn:
                 newer = self._numbers

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
 from jobs.board import Board, Messenger, Numbers
 
@@ -19,18 +19,28 @@ def test_a_driver_that_asks_seldom_hears_of_every_token() -> None:
     assert board.ask(is_stopping=False).numbers is None
 
 
-class Slow:
-    """A board that gives no answer."""
+class Away:
+    """A board that is not reached, or not in time."""
+
+    def __init__(self, error: RayError) -> None:
+        self._error = error
 
     @property
     def tell(self) -> Any:
-        raise GetTimeoutError
+        raise self._error
 
 
 def test_what_could_not_be_told_is_told_with_what_came_later() -> None:
-    messenger = Messenger(Slow(), "")
+    messenger = Messenger(Away(ActorUnavailableError("away", None)), "")
     messenger.show(numbers(1))
     messenger._send()
     messenger.show(numbers(2))
     messenger._send()
     assert messenger._numbers == Numbers(2, 9, 0.5, num_tokens=30, wait_s=0.5, compute_s=1.0)
+
+
+def test_what_is_under_way_is_not_told_twice() -> None:
+    messenger = Messenger(Away(GetTimeoutError()), "")
+    messenger.show(numbers(1))
+    messenger._send()
+    assert messenger._numbers is None
