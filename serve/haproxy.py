@@ -30,6 +30,7 @@ _ROUTED = re.compile(r"^ +use_backend ", re.MULTILINE)
 _NOT_FOUND = re.compile(r"^(backend default_backend\n +http-request return status )404(.*)$", re.MULTILINE)
 _SUCCESSOR = "cong_successor"
 _START_S = 15
+"""For so long the next process is waited for, a try a second, where the former stops before it has started."""
 _STRIPPED = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
 _ID = "x-request-id"
 _HARMLESS = r"^[A-Za-z0-9._-]{1,64}$"
@@ -75,7 +76,6 @@ def _hands_on(content: str) -> str:
     host, port = entrance[2], entrance[3]
     here = "127.0.0.1" if host in ("", "*", "0.0.0.0") else host
     first = f"    use_backend {_SUCCESSOR} if {{ stopping }}\n"
-    # A second between two tries: so long may the next one take to start where the former was not asked to make room.
     last = f"backend {_SUCCESSOR}\n    retries {_START_S}\n    server next {here}:{port}\n"
     before, after = content[: way_out.start()], content[way_out.start() :]
     return before + first + after.rstrip("\n") + "\n" + last
