@@ -4,7 +4,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from cong.config.spelling import nearest
+from cong.config.spelling import nearest, num_edits
+
+_MAX_EDITS = 2
+"""What is farther away is no misspelling, and naming it would mislead."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             known = [name for name in self._option_string_actions if name.startswith("--")]
             wrong = unknown[0].partition("=")[0]
-            near = nearest(wrong, known) if wrong.startswith("--") else ()
+            near = [name for name in nearest(wrong, known) if num_edits(wrong, name) <= _MAX_EDITS]
             hint = f"; the nearest known one is {near[0]}" if near else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found, unknown

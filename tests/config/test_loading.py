@@ -201,6 +201,7 @@ def test_numbers_in_scientific_notation_are_numbers(text: str) -> None:
         ),
         (["stream", "tail", "folder", "--folow"], "--folow; the nearest known one is --follow"),
         (["stream", "tail", "folder", "other"], "unrecognized arguments: other\n"),
+        (["lab", "export", "--outt", "x"], "unrecognized arguments: --outt x\n"),
     ],
 )
 def test_an_unknown_option_is_told_by_its_command_with_the_nearest_one(
