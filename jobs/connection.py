@@ -65,7 +65,8 @@ def connected(config: RunConfig, *, is_local: bool) -> Iterator[None]:
 @contextmanager
 def _private_folder() -> Iterator[Path]:
     """With the token of a Ray that nobody else may use; its path is short, because those of sockets must be."""
-    with tempfile.TemporaryDirectory(prefix="cong-ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    name = f"cong-ray-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=name, dir="/tmp", ignore_cleanup_errors=True) as folder:
         make_private(Path(folder))
         yield Path(folder)
 

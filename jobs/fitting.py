@@ -13,7 +13,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cong.config import RunConfig
 from cong.train.checkpoint import committed
-from jobs.task import Task, work, write_token
+from jobs.entry import work
+from jobs.task import Task, write_token
 
 logger = logging.getLogger(__name__)
 

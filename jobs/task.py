@@ -1,14 +1,12 @@
 """What a driver hands to every worker of a training job, without torch: a driver and Ray's controller do not train."""
 
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cong.config import RunConfig
 from cong.files import write_file
-from cong.train.progress import Outcome
 from jobs.claim import FOLDER
 
 TOKEN = "token"
@@ -27,14 +25,6 @@ class Task:
     """What the driver has written into the run's folder."""
     seen_within_s: float
     """So late may a worker see what others have written."""
-
-
-def work(given: Mapping[str, Any]) -> Outcome | None:
-    """The function that Ray Train runs on every worker."""
-    # Whoever is handed this function imports its module; training is what a worker alone needs.
-    from jobs.workers import train_together
-
-    return train_together(given["task"])
 
 
 def write_token(folder: Path) -> str:

@@ -135,6 +135,38 @@ def test_arrows_point_one_way() -> None:
     assert not found, "\n".join(found)
 
 
+def arrows() -> dict[str, set[str]]:
+    """Each module of the product, and those of its modules that it imports."""
+    names = {
+        path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in sources()
+    }
+    modules = set(names.values())
+    found: dict[str, set[str]] = {}
+    for path, name in names.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        parts = [
+            f"{node.module}.{alias.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        ]
+        targets = {*parts, *(target for target, _ in imported(path))}
+        # What `from package import module` takes is the module, not the package's face.
+        faces = {part.rpartition(".")[0] for part in parts if part in modules}
+        found[name] = (targets - faces) & modules - {name}
+    return found
+
+
+def test_no_two_modules_import_each_other_on_any_way_around() -> None:
+    left = arrows()
+    # A module that imports nothing of what is left stands on no circle; nor does what only such modules hold up.
+    while free := {name for name, targets in left.items() if not targets & left.keys()}:
+        left = {name: targets for name, targets in left.items() if name not in free}
+    assert not left, "\n".join(
+        f"{name} -> {', '.join(sorted(targets & left.keys()))}" for name, targets in left.items()
+    )
+
+
 @pytest.mark.parametrize(
     ("room", "source"),
     [
@@ -187,7 +219,7 @@ def test_a_stream_is_read_and_written_without_torch() -> None:
 
 
 def test_whoever_only_watches_others_train_loads_no_torch() -> None:
-    assert not loaded_packages("import jobs.train, jobs.task, jobs.board") & {"torch", "transformers", "datasets"}
+    assert not loaded_packages("import jobs.train, jobs.entry, jobs.board") & {"torch", "transformers", "datasets"}
 
 
 @pytest.mark.parametrize("room", ["decoding", "objectives"])
