@@ -2,6 +2,7 @@
 
     python bench/engine_gpu.py --json docs/results/engine-gpu.json
     python bench/engine_gpu.py --shapes NAME --sequences 64 --variants NAME --ways "products one by one"
+    python bench/engine_gpu.py --device cpu --shapes tiny --peers tiny --sequences 1 4 --prompt-tokens 32   # tries it
 
 For each shape and number of sequences: prompts of 1,024 tokens, then decoding, every sequence drawing in every step.
 The bound is the bytes that a step must move (both networks' weights once, keys and values of every sequence, logits)
@@ -12,6 +13,7 @@ about as peaked as a trained network's: with flat ones every token would be plau
 import argparse
 import copy
 import gc
+import itertools
 import statistics
 import sys
 import tempfile
@@ -44,6 +46,8 @@ NOMINAL_BYTES_PER_S = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.04e12}
 BYTES_PER_LOGIT = 6
 """Written in 16 bits and read once in 32."""
 STEEPNESS = 4.0
+CPU_BYTES = 1 << 26
+"""For keys and values, where this program is only tried."""
 
 LLAMA = {"model_type": "llama", "vocab_size": 128_256, "head_dim": 64, "rope_theta": 500_000.0}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -74,6 +78,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 128,
     },
 }
+TINY = LLAMA | {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+"""Of nobody's; to try this program with."""
 
 
 @dataclass(frozen=True)
@@ -105,23 +119,25 @@ def make_tokenizer(vocab_size: int) -> Tokenizer:
     return load_tokenizer(str(folder))
 
 
-def make_model(shape: dict[str, Any], seed: int, dtype: torch.dtype) -> Any:
+def make_model(shape: dict[str, Any], seed: int, dtype: torch.dtype, device: str) -> Any:
     """Random weights, made where they are used."""
     config = transformers.AutoConfig.for_model(**shape, tie_word_embeddings=True, max_position_embeddings=4_096)
     torch.manual_seed(seed)
     auto: Any = transformers.AutoModelForCausalLM
-    with torch.device("cuda"):
+    with torch.device(device):
         model = auto.from_config(config, dtype=dtype).eval().requires_grad_(False)
     model.model.norm.weight.fill_(STEEPNESS)
     return model
 
 
-def make_pair(shape: dict[str, Any], tokenizer: Tokenizer, dtype: torch.dtype = torch.bfloat16) -> NetworkSet:
+def make_pair(
+    shape: dict[str, Any], tokenizer: Tokenizer, device: str, dtype: torch.dtype = torch.bfloat16
+) -> NetworkSet:
     """Two networks of one shape."""
     networks = []
     roles: tuple[Role, Role] = ("aligned", "base")
     for seed, role in enumerate(roles):
-        model = make_model(shape, seed, dtype)
+        model = make_model(shape, seed, dtype, device)
         networks.append(
             Network(
                 role=role,
@@ -132,7 +148,7 @@ def make_pair(shape: dict[str, Any], tokenizer: Tokenizer, dtype: torch.dtype = 
                 architecture=describe_architecture(model),
                 eos_ids=frozenset({1}),
                 dtype=dtype,
-                device=torch.device("cuda"),
+                device=torch.device(device),
                 weights=count_weights(model),
                 own_bytes=sum(p.nbytes for p in model.parameters()),
                 artefact=Artefact(Path(), role),
@@ -141,31 +157,43 @@ def make_pair(shape: dict[str, Any], tokenizer: Tokenizer, dtype: torch.dtype = 
     return join_networks(networks)
 
 
-def prompts(count: int, length: int, seed: int) -> list[tuple[int, ...]]:
+def prompts(count: int, length: int, seed: int, vocab_size: int) -> list[tuple[int, ...]]:
     """Random prompts without a common beginning."""
     generator = torch.Generator().manual_seed(seed)
-    return [tuple(row) for row in torch.randint(3, 30_000, (count, length), generator=generator).tolist()]
+    words = torch.randint(3, min(vocab_size, 30_000), (count, length), generator=generator)
+    return [tuple(row) for row in words.tolist()]
 
 
-def copy_bandwidth() -> float:
-    """Bytes read and written per second by a large copy."""
-    source = torch.empty(2**31, dtype=torch.uint8, device="cuda").random_()
+def copy_bandwidth(device: str) -> float:
+    """Bytes read and written per second by large copies."""
+    source = torch.empty(2**31 if device == "cuda" else 2**27, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
-    seconds = []
+    num_copies, seconds = 4, []
     for _ in range(8):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        target.copy_(source)
-        end.record()
-        torch.cuda.synchronize()
-        seconds.append(start.elapsed_time(end) / 1e3)
+        finish(device)
+        started = time.perf_counter()
+        for _ in range(num_copies):
+            target.copy_(source)
+        finish(device)
+        seconds.append((time.perf_counter() - started) / num_copies)
     return 2 * source.numel() / statistics.median(seconds)
+
+
+def finish(device: str) -> None:
+    """Wait for what the device was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def nominal_bandwidth() -> float:
     """Of the data sheet."""
-    name = torch.cuda.get_device_name()
+    name = device_name()
     return next((rate for key, rate in NOMINAL_BYTES_PER_S.items() if key in name), float("nan"))
+
+
+def device_name() -> str:
+    """Of the GPU, or what stands in for one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def step_bytes(engine: Engine, num_sequences: int, context: float) -> float:
@@ -189,7 +217,7 @@ def decode(engine: Engine, count: int, length: int, new_tokens: int, seed: int, 
     # The first ones draw while the others' prompts are computed.
     new_tokens += 2 + count * length // max(engine.config.max_step_tokens - count, 1)
     parameters = SamplingParameters.contrastive(0.4, max_tokens=new_tokens, ignore_eos=True, seed=seed, **changes)
-    for number, ids in enumerate(prompts(count, length, seed)):
+    for number, ids in enumerate(prompts(count, length, seed, engine.networks.shared_vocab_size)):
         engine.submit(Generate(f"{seed}-{number}", Prompt(token_ids=ids), parameters, (0,)))
     started = time.perf_counter()
     first_drawn = engine.stats().num_drawn_tokens
@@ -225,33 +253,53 @@ def decode(engine: Engine, count: int, length: int, new_tokens: int, seed: int, 
     }
 
 
-def continuous_batching(shape: dict[str, Any], count: int, length: int, new_tokens: int) -> dict[str, Any]:
-    """transformers' continuous batching of ONE network: seconds of a decoding step from two lengths of answers."""
-    model = make_model(shape, 0, torch.bfloat16)
-    ids = [list(row) for row in prompts(count, length, 1)]
-    seconds = {}
-    for wanted in (1, 1, new_tokens):
+def continuous_batching(shape: dict[str, Any], count: int, length: int, new_tokens: int, device: str) -> dict[str, Any]:
+    """transformers' continuous batching of ONE network, which takes the fastest attention that is installed."""
+    model = make_model(shape, 0, torch.bfloat16, device)
+    ids = [list(row) for row in prompts(count, length, 1, shape["vocab_size"])]
+    # By default it takes nearly all memory that is free, which is right on a GPU alone.
+    sizes = None if device == "cuda" else transformers.ContinuousBatchingConfig(num_blocks=2 * count)
+    outputs: list[Any] = []
+    for wanted in (2, new_tokens):  # the first warms up
         config = transformers.GenerationConfig(
             max_new_tokens=wanted, eos_token_id=-1, pad_token_id=2, do_sample=True, top_k=0
         )
-        started = time.perf_counter()
-        outputs = model.generate_batch(inputs=ids, generation_config=config, progress_bar=False)
-        seconds[wanted] = time.perf_counter() - started
-        assert sum(len(output.generated_tokens) for output in outputs.values()) == count * wanted
-    step_s = (seconds[new_tokens] - seconds[1]) / (new_tokens - 1)
+        answers = model.generate_batch(
+            inputs=ids,
+            generation_config=config,
+            continuous_batching_config=sizes,
+            record_timestamps=True,
+            progress_bar=False,
+        )
+        outputs = list(answers.values())
+        assert sum(len(output.generated_tokens) for output in outputs) == count * wanted
+    steps = steps_of_all([output.timestamps for output in outputs])
+    step_s = statistics.median(steps)
     share = step_bytes_alone(model, count, length + new_tokens / 2) / nominal_bandwidth() / step_s
     return {
         "num_sequences": count,
-        "step_ms": step_s * 1e3,
+        "step_ms": {"median": step_s * 1e3, "min": min(steps) * 1e3, "max": max(steps) * 1e3, "runs": len(steps)},
         "decode_tokens_per_s": count / step_s,
         "share_of_nominal": share,
+        "attention": model.config._attn_implementation,
     }
+
+
+def steps_of_all(stamps: list[list[float]]) -> list[float]:
+    """Seconds between two tokens of a sequence, while every sequence draws."""
+    begun, ended = max(own[0] for own in stamps), min(own[-1] for own in stamps)
+    return [
+        later - earlier
+        for own in stamps
+        for earlier, later in itertools.pairwise(own)
+        if begun <= earlier and later <= ended
+    ]
 
 
 @torch.inference_mode()
 def nearness(networks: NetworkSet, engine: Engine) -> dict[str, float]:
     """Log-probs of the engine in bfloat16 against the same weights on the CPU in float32: differences in nats."""
-    ids = prompts(1, 96, 7)[0]
+    ids = prompts(1, 96, 7, networks.shared_vocab_size)[0]
     engine.score(Rate("near", Prompt(token_ids=ids[:48]), ids[48:]))
     (score,) = [event.score for event in iter_events(engine) if isinstance(event, Rated)]
     differences = []
@@ -275,7 +323,8 @@ def iter_events(engine: Engine) -> Iterator[Any]:
 def release() -> None:
     """Give memory back before the next engine."""
     gc.collect()
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -291,25 +340,27 @@ def describe(row: dict[str, Any]) -> str:
 
 def measure_shape(name: str, options: argparse.Namespace, console: Console, copied: float) -> list[dict[str, Any]]:
     """All rows of one shape."""
-    shape = SHAPES[name]
+    shape, device = (SHAPES | {"tiny": TINY})[name], options.device
     tokenizer = make_tokenizer(shape["vocab_size"])
     results: list[dict[str, Any]] = []
     others = [variant for variant in VARIANTS if variant.name in options.ways]
     variants = (DEFAULT, *(others if name in options.variants else ()))
     for variant in variants:
         started = time.perf_counter()
-        networks = make_pair(shape, tokenizer)
+        networks = make_pair(shape, tokenizer, device)
+        counts = options.sequences if variant is DEFAULT else [64]
         config = EngineConfig(
-            max_running=max(options.sequences),
+            max_running=max(*options.sequences, *counts),
             max_step_tokens=options.step_tokens,
             kv_memory_fraction=0.9,
+            kv_memory_bytes=0 if device == "cuda" else CPU_BYTES,
             **variant.settings,
         )
         # Before the engine: it takes the networks' weights over.
         engine = Engine(networks, config)
         start_s = time.perf_counter() - started
         room = engine.stats().num_blocks * config.block_size
-        for count in options.sequences if variant is DEFAULT else [64]:
+        for count in counts:
             if count * (options.prompt_tokens + options.new_tokens + 40) > room:
                 console.print(f"{name}: {count} sequences do not fit into {room:,} tokens of keys and values")
                 continue
@@ -332,7 +383,7 @@ def measure_shape(name: str, options: argparse.Namespace, console: Console, copi
         release()
     if name in options.peers:
         try:
-            row = continuous_batching(shape, 64, options.prompt_tokens, 33)
+            row = continuous_batching(shape, 64, options.prompt_tokens, 33, device)
             results.append(row | {"shape": name, "variant": "transformers continuous batching, ONE network"})
             console.print(f"{name}: transformers continuous batching, ONE network: {row}")
         except Exception as error:  # noqa: BLE001 a peer that fails is named and left out
@@ -344,7 +395,9 @@ def measure_shape(name: str, options: argparse.Namespace, console: Console, copi
 def profile(engine: Engine, options: argparse.Namespace, console: Console) -> None:
     """Where the GPU's time of some decoding steps goes."""
     parameters = SamplingParameters.contrastive(0.4, max_tokens=60, ignore_eos=True)
-    for number, ids in enumerate(prompts(options.sequences[-1], options.prompt_tokens, 100)):
+    for number, ids in enumerate(
+        prompts(options.sequences[-1], options.prompt_tokens, 100, engine.networks.shared_vocab_size)
+    ):
         engine.submit(Generate(f"p{number}", Prompt(token_ids=ids), parameters, (0,)))
     while engine.stats().num_waiting or engine.stats().num_running == 0:
         engine.events()
@@ -369,7 +422,6 @@ def show(results: list[dict[str, Any]], console: Console) -> None:
     for row in results:
         if "variant" not in row:
             continue
-        step = row["step_ms"]
         share, copied = (f"{row[key]:.0%}" if key in row else "" for key in ("share_of_nominal", "share_of_copy"))
         what = row["variant"] + (" top-p, penalty" if row.get("parameters") else "")
         prefill = f"{row['prefill_tokens_per_s']:,.0f}" if "prefill_tokens_per_s" in row else ""
@@ -377,7 +429,7 @@ def show(results: list[dict[str, Any]], console: Console) -> None:
             row["shape"],
             str(row["num_sequences"]),
             what,
-            f"{step['median'] if isinstance(step, dict) else step:.2f}",
+            f"{row['step_ms']['median']:.2f}",
             f"{row['decode_tokens_per_s']:,.0f}",
             share,
             copied,
@@ -390,7 +442,8 @@ def main() -> int:
     """Measure, show, store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="store the figures with their conditions")
-    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=[*SHAPES, "tiny"])
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--sequences", type=int, nargs="*", default=[1, 16, 64, 256])
     parser.add_argument("--prompt-tokens", type=int, default=1_024)
     parser.add_argument("--new-tokens", type=int, default=40)
@@ -401,14 +454,17 @@ def main() -> int:
     parser.add_argument("--peers", nargs="*", default=[], help="shapes to run under transformers, too")
     parser.add_argument("--profile", action="store_true", help="print the kernels of some steps")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("torch sees no CUDA device here; run this where there is one", file=sys.stderr)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print(
+            "torch sees no CUDA device here; run this where there is one, or try it with --device cpu --shapes tiny",
+            file=sys.stderr,
+        )
         return 2
     transformers.logging.set_verbosity_error()
     configure_logging("INFO")  # what could not be captured
     console = Console(width=180)
-    copied = copy_bandwidth()
-    console.print(f"{torch.cuda.get_device_name()}: a copy moves {copied / 1e12:.2f} TB/s")
+    copied = copy_bandwidth(options.device)
+    console.print(f"{device_name()}: a copy moves {copied / 1e12:.2f} TB/s")
     release()
     results: list[dict[str, Any]] = []
     for name in options.shapes:
