@@ -33,9 +33,8 @@ demo: $(READY) ## The whole method on a Ray of its own: jobs, service, training 
 serve: $(READY) ## The service on http://127.0.0.1:8000 with the lab's tiny pair, until Ctrl-C
 	$(BIN)/python -m serve
 
-test: $(READY) ## Every test: those without Ray side by side, then those with one Ray
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not ray" -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ray
+test: $(READY) ## Every test, side by side in two processes, of which one has the Ray
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder
 
 test-vllm: $(VLLM_READY) ## The vLLM back end, on a CPU, in an environment of its own
 	OMP_NUM_THREADS=1 CONG_VLLM_RESULTS=docs/results/vllm.json $(VLLM_VENV)/bin/python -m pytest -q tests/vllm
