@@ -6,6 +6,8 @@ Knows numpy and nothing of where the numbers come from.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 
@@ -23,6 +25,7 @@ class Interval:
     high: float
 
 
+@cache
 def t_quantile(num_freedoms: int, confidence: float = 0.95) -> float:
     """The t for which Student's distribution has probability `confidence` between -t and t."""
     assert num_freedoms >= 1, "an interval needs at least two values"
@@ -51,35 +54,34 @@ def t_quantile(num_freedoms: int, confidence: float = 0.95) -> float:
 
 
 def t_interval(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> Interval:
-    """Interval for the mean of few values, such as one per seed; unbounded but for its ends for a single one."""
-    if len(values) < 2:
-        return Interval(values[0], least, most)
-    return _within(values, t_quantile(len(values) - 1), least, most)
+    """Interval for the mean of few values that are means themselves, such as one per seed."""
+    return _interval(values, t_quantile(max(1, len(values) - 1)), least, most)
 
 
 def mean_interval(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> Interval:
-    """Interval for the mean of many independent values, such as one per prompt, that lie between `least` and `most`.
+    """Interval for the mean of independent values, such as one per prompt, that lie between `least` and `most`.
 
-    Without ends it is the normal one, of zeros and ones Wilson's. Where all are alike, a single one included, only the
-    ends of what they could have been bound the mean: see `alike_interval`.
+    Without ends it is Student's, of zeros and ones Wilson's.
     """
-    if min(values) == max(values):
-        return alike_interval(values[0], len(values), least, most)
-    return _within(values, Z_95, least, most)
+    return _interval(values, Z_95, least, most)
 
 
-def _within(values: Sequence[float], quantile: float, least: float, most: float) -> Interval:
+def _interval(values: Sequence[float], known: float, least: float, most: float) -> Interval:
     """The means that lie within so many standard errors of the one found, each taken with its own standard error.
 
     That is Wilson's way: near an end values vary less, as (mean - least) (most - mean) does, so no interval passes it.
+    How many is Student's quantile where the error is estimated, and `known` for the largest that there can be. Where
+    all are alike, a single one included, only the ends of what they could have been bound the mean.
     """
+    if min(values) == max(values):
+        return alike_interval(values[0], len(values), least, most)
     mean = float(np.mean(values))
     # Rounding may put a mean of values at an end a hair past it.
     below, above = max(_HAIR, mean - least), max(_HAIR, most - mean)
+    estimated = t_quantile(len(values) - 1) ** 2 * float(np.var(values, ddof=1))
     # No values between the ends vary more than those that all lie on them.
-    variance = min(float(np.var(values, ddof=1)), below * above)
+    e = min(estimated, known**2 * below * above) / len(values)
     # For the distance d from the mean found: d^2 = e (1 + d / below) (1 - d / above).
-    e = quantile**2 * variance / len(values)
     middle, square = e * (1.0 / below - 1.0 / above) / 2.0, 1.0 + e / (below * above)
     half_width = math.sqrt(middle**2 + e * square)
     low, high = mean + (middle - half_width) / square, mean + (middle + half_width) / square
@@ -130,6 +132,9 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile interval of a statistic of columns that are resampled together, row by row.
 
+    Resamples of n rows vary by a share of (n - 1) / n of what samples do, and few rows tell little of how much that is:
+    the percentiles are those at which such an interval of a mean is Student's (Hesterberg, 2015).
+
     Resamples for which the statistic is not defined (nan) do not count. Where all others say the same, as for a single
     row or a statistic of values that are all alike, they say nothing of how far it may be off: nothing is bounded.
     """
@@ -139,7 +144,9 @@ def bootstrap_interval(
     values = [statistic(*table[:, rows]) for rows in draws]
     if np.nanmin(values) == np.nanmax(values):
         return Interval(statistic(*table), -math.inf, math.inf)
-    low, high = np.nanquantile(values, [0.025, 0.975])
+    num_rows = table.shape[1]
+    tail = NormalDist().cdf(-t_quantile(num_rows - 1) * math.sqrt(num_rows / (num_rows - 1)))
+    low, high = np.nanquantile(values, [tail, 1.0 - tail])
     return Interval(statistic(*table), float(low), float(high))
 
 

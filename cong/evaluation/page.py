@@ -39,8 +39,9 @@ from cong.report.page import Block
 
 METHODS = (
     "The unit of every interval is the prompt: rewards of several answers to one prompt are averaged first. Intervals "
-    "are 95 %. Where all prompts say the same, Wilson's limit of the share of others bounds what has a least and a "
-    "largest value; what has none is shown without an interval.\n\n"
+    "are 95 %: of means Student's, in Wilson's way where rewards have ends. Where all prompts say the same, Wilson's "
+    "limit of the share of others bounds what has a least and a largest value; what has none is shown without an "
+    "interval.\n\n"
     "Win rate: every answer of one side meets every answer of the other to the same prompt; a tie counts half. Its "
     "interval is {win_rate_interval}. \n\n"
     "Length-controlled win rate: `P(left wins) = sigmoid(a + b tanh(d / s))` is fitted to the outcomes, d being the "
