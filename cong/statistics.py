@@ -176,11 +176,14 @@ def spearman(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def quantile_means(keys: Sequence[float], values: Sequence[float], num_groups: int = 4) -> list[float]:
-    """Mean value in each of `num_groups` equally large groups, by ascending key."""
+    """Mean value in each of `num_groups` equally large groups, by ascending key.
+
+    Values of one key count with their mean, wherever a group ends among them: their order says nothing.
+    """
     assert len(keys) == len(values) >= num_groups, f"{len(keys)} keys, {len(values)} values, {num_groups} groups"
-    order = np.argsort(np.asarray(keys, dtype=np.float64), kind="stable")
-    groups = np.array_split(np.asarray(values, dtype=np.float64)[order], num_groups)
-    return [float(group.mean()) for group in groups]
+    _, place, counts = np.unique(np.asarray(keys, dtype=np.float64), return_inverse=True, return_counts=True)
+    means = np.bincount(place, weights=np.asarray(values, dtype=np.float64)) / counts
+    return [float(group.mean()) for group in np.array_split(np.repeat(means, counts), num_groups)]
 
 
 def performance_gap_recovered(student: float, weak: float, ceiling: float) -> float | None:

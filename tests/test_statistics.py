@@ -241,6 +241,13 @@ def test_quantile_means_by_hand() -> None:
     assert quantile_means([4.0, 1.0, 3.0, 2.0], [40.0, 10.0, 30.0, 20.0], num_groups=2) == [15.0, 35.0]
 
 
+def test_values_of_one_key_are_in_no_order() -> None:
+    """A judge that says the same of everything shows no trend, whoever's answers come last."""
+    assert quantile_means([0.5] * 8, [0.0] * 4 + [1.0] * 4) == [0.5] * 4
+    # Keys 1 2 2 2: half of each group, and the 2s share 20, 30 and 40.
+    assert quantile_means([2.0, 1.0, 2.0, 2.0], [20.0, 10.0, 30.0, 40.0], num_groups=2) == [20.0, 30.0]
+
+
 def test_recovered_gap_by_hand_and_undefined_without_a_gap() -> None:
     assert performance_gap_recovered(0.72, 0.60, 0.80) == pytest.approx(0.6)
     assert performance_gap_recovered(0.5, 0.6, 0.6) is None
