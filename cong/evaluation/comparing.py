@@ -109,16 +109,19 @@ class LengthControlled:
 def length_controlled_win_rate(outcomes: Sequence[float], length_differences: Sequence[float]) -> LengthControlled:
     """The win rate that a logistic regression on length gives for answers of equal length.
 
-    P(left wins) = sigmoid(a + b tanh(d / s)), d the difference of lengths at a prompt and s the root of its mean
-    square; a and b are fitted to the outcomes, ties as half, with a normal prior on b. The answer is sigmoid(a). Its
-    interval holds the rates that the outcomes do not contradict, each with the slope that suits it best (Rao's score
-    test). That is Wilson's interval where lengths are equal, and like it holds for few prompts and for rates near 0 and
-    1, where a bootstrap draws the same outcomes again and again.
+    P(left wins) = sigmoid(a + b tanh(d / s)), d the difference of lengths at a prompt and s the median size of those
+    that are not 0; a and b are fitted to the outcomes, ties as half, with a normal prior on b. The answer is
+    sigmoid(a). Its interval holds the rates that the outcomes do not contradict, each with the slope that suits it best
+    (Rao's score test). That is Wilson's interval where lengths are equal, and like it holds for few prompts and for
+    rates near 0 and 1, where a bootstrap draws the same outcomes again and again.
+
+    A median, because of a mean square a few answers that run on to their limit are the whole: beside them all others
+    seem of one length, and nothing is taken out.
     """
     outcome_N = np.asarray(outcomes, dtype=np.float64)
     lengths = np.asarray(length_differences, dtype=np.float64)
-    scale = math.sqrt(float(np.mean(lengths**2)))
-    x_N = np.tanh(lengths / scale) if scale > 0.0 else np.zeros_like(lengths)
+    sizes = np.abs(lengths[lengths != 0.0])
+    x_N = np.tanh(lengths / np.median(sizes)) if len(sizes) else np.zeros_like(lengths)
     a, b = _fit(outcome_N, x_N)
     rate = float(_sigmoid(np.array([a]))[0])
     most = Z_95**2 * _dispersion(outcome_N, _sigmoid(a + b * x_N))

@@ -99,7 +99,7 @@ def test_the_aligned_model_is_better_than_its_base_and_everything_is_reported(
     for row in rows[:50]:
         assert row["rewards"]["gold"] == gold_reward(row["prompt_id"] + "=", row["answer"])
     page = (out / "report.html").read_text()
-    for shown in ("Gap recovered", "Misfit", "at equal length", "Answers side by side", "log-ratio per token"):
+    for shown in ("Gap recovered", "Misfit", "a score test", "Answers side by side", "log-ratio per token"):
         assert shown in page
     assert "<script" not in page
     assert "src=" not in page
