@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from cong.evaluation.answers import AnswerSet
+import numpy as np
+
+from cong.evaluation.answers import Answer, AnswerSet
 from cong.evaluation.comparing import Meetings
 from cong.evaluation.judging import Judged
 from cong.evaluation.results import AgreementResult, CorrelationResult, Estimated
@@ -26,7 +28,7 @@ def correlate(
         reference=reference.judge.name,
         set_label=label,
         num_answers=len(answers),
-        pearson=None if linear is None else _interval(rewards, truths, seed, num_resamples),
+        pearson=None if linear is None else _over_prompts(answers, rewards, truths, seed, num_resamples),
         spearman=_defined(spearman(rewards, truths)),
         pearson_of_total=_defined(pearson([one.value for one in measured], truths))
         if judged.judge.sums_tokens
@@ -37,11 +39,23 @@ def correlate(
     )
 
 
-def _interval(rewards: Sequence[float], truths: Sequence[float], seed: int, num_resamples: int) -> Estimated:
-    # Rows of fewer answers than this are often drawn without any variation.
-    if len(rewards) < 10:
+def _over_prompts(
+    answers: Sequence[Answer], rewards: Sequence[float], truths: Sequence[float], seed: int, num_resamples: int
+) -> Estimated:
+    """Over answers, with an interval over prompts: what judges think of a prompt, all answers to it share."""
+    rows: dict[str, list[int]] = {}
+    for row, answer in enumerate(answers):
+        rows.setdefault(answer.prompt.prompt_id, []).append(row)
+    # Of fewer prompts than this, resamples are often without any variation.
+    if len(rows) < 10:
         return Estimated(mean=pearson(rewards, truths))
-    return Estimated.of(bootstrap_interval([rewards, truths], pearson, seed, num_resamples))
+    groups, table = [np.array(of_prompt) for of_prompt in rows.values()], np.array([rewards, truths])
+
+    def linear(drawn: Sequence[float]) -> float:
+        x, y = table[:, np.concatenate([groups[int(group)] for group in drawn])]
+        return pearson(x, y)
+
+    return Estimated.of(bootstrap_interval([range(len(groups))], linear, seed, num_resamples))
 
 
 def _defined(value: float) -> float | None:

@@ -154,8 +154,8 @@ def correlations_table(result: EvaluationResult) -> Table:
         ],
         rows,
         caption=(
-            "Over single answers. Quantiles: mean reward by the reference in groups of equal size, by ascending "
-            "reward of the judge. Empty: one side does not vary."
+            "Over single answers, intervals over prompts. Quantiles: mean reward by the reference in groups of equal "
+            "size, by ascending reward of the judge. Empty: one side does not vary."
         ),
     )
 
