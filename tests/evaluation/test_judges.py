@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +377,25 @@ def test_without_a_padding_token_of_its_own_a_reward_model_reads_one_at_a_time(
         found = rewards_of(reward_model(folder, batch_size=3), answers_to(*TALK))
     assert found == pytest.approx(by_transformers(folder, [chat(*each) for each in TALK], False), abs=1e-5)
     assert "one at a time" in caplog.text
+
+
+def test_one_text_from_two_candidates_has_one_reward(tmp_path: Path) -> None:
+    """In bfloat16 a sequence's reward depends on its batch, so one that is read twice may beat itself."""
+    rng, words = random.Random(0), ("the", "cat", "sat", "dog", "ran", "to", "mat", "and", "user")
+
+    def text(most: int) -> str:
+        return " ".join(rng.choices(words, k=rng.randint(1, most)))
+
+    prompts = [Prompt(text=text(8), prompt_id=str(number)) for number in range(40)]
+    given = [Answer(prompt, text(10)) for prompt in prompts]
+    drawn = [replace(answer, token_ids=(1, place), tokenizer_fingerprint="t") for place, answer in enumerate(given)]
+    sets = [answer_set("file", "given", prompts, given), answer_set("network", "T=1", prompts, drawn)]
+    settings = RewardModelJudge(
+        kind="reward_model", network=NetworkConfig(source=str(save_reward_model(tmp_path / "rm")))
+    )
+    judged = judge_answers(RewardModelScore("rm", settings, ModelsConfig(dtype="bfloat16")), sets)
+    assert judged.rewards(sets[0]) == judged.rewards(sets[1])
+    assert len(judged.measurements) == 80
 
 
 def test_what_a_reward_model_cannot_read_is_cut_at_the_front_counted_and_said(

@@ -63,25 +63,29 @@ class RewardModelScore:
         )
         limits = [limit for limit in (settings.max_tokens, model.context_length) if limit]
         room = min(limits) if limits else None
-        rendered = [(answer, render(answer, model.tokenizer, settings.rendering)) for answer in answers]
-        rendered.sort(key=lambda each: len(each[1]))
-        for answer, ids in rendered:
+        # What it reads alike it reads once: another batch rounds otherwise, and equal answers would be no tie.
+        alike: dict[tuple[int, ...], list[Answer]] = {}
+        for answer in answers:
+            ids = tuple(render(answer, model.tokenizer, settings.rendering))
             if not ids:
                 raise EvaluationError(f"{answer.where} has no tokens for reward model {model.name}")
-        if num_long := sum(room is not None and len(ids) > room for _, ids in rendered):
+            alike.setdefault(ids, []).append(answer)
+        if num_long := sum(len(group) for ids, group in alike.items() if room is not None and len(ids) > room):
             logger.warning(
                 "judge %s: %d of %d sequences are longer than %s tokens and lose their first ones",
                 self.name,
                 num_long,
-                len(rendered),
+                len(answers),
                 room,
             )
-        for start in range(0, len(rendered), settings.batch_size):
-            part = rendered[start : start + settings.batch_size]
-            rewards = model.rewards([ids[-room:] if room else ids for _, ids in part])
-            for (answer, ids), reward in zip(part, rewards, strict=True):
+        sequences = sorted(alike, key=len)
+        for start in range(0, len(sequences), settings.batch_size):
+            part = sequences[start : start + settings.batch_size]
+            rewards = model.rewards([ids[-room:] if room else ids for ids in part])
+            for ids, reward in zip(part, rewards, strict=True):
                 num_cut = max(0, len(ids) - room) if room else 0
-                yield Reading(answer, reward, len(ids) - num_cut, num_cut)
+                for answer in alike[ids]:
+                    yield Reading(answer, reward, len(ids) - num_cut, num_cut)
 
     def is_enough(self, answer: Answer, measurement: Measurement) -> bool:
         """A number is all there is."""
