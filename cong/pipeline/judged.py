@@ -6,7 +6,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from cong.evaluation import EvaluationResult, SweepPoint
-from cong.evaluation.results import Estimated
+from cong.evaluation.results import Estimated, GapResult
 from cong.evaluation.tables import bar_value, comparisons_table, correlations_table, gaps_table, rewards_table
 from cong.pipeline.book import GAINS
 from cong.pipeline.material import Judged, Swept
@@ -53,7 +53,7 @@ def judged_summary(result: EvaluationResult) -> str:
     judge = result.judges[0].name
     shown = [f"{name} {_with_interval(rewards[name])}" for name in _TOLD if name in rewards]
     text = f"Mean reward by {judge} on {result.num_prompts:,} held-out prompts: {', '.join(shown)}."
-    gaps = {gap.student: gap.recovered for gap in result.gaps if gap.judge == judge and gap.recovered is not None}
+    gaps = {name: gap.recovered for name, gap in _gaps(result).items() if gap.recovered is not None}
     told = [f"{name} {_with_interval(gaps[name], '.0%')}" for name in _TOLD if name in gaps]
     return text + (f" Of the gap to the ceiling they recover: {', '.join(told)}." if told else "")
 
@@ -71,6 +71,12 @@ def _primary(result: EvaluationResult) -> list[tuple[str, Estimated]]:
     """Candidates with their reward by the first judge under the decoding that results are about."""
     first, decoding = result.judges[0].name, result.sets[0].decoding
     return [(one.candidate, one.rewards[first].reward) for one in result.sets if one.decoding in (decoding, "given")]
+
+
+def _gaps(result: EvaluationResult) -> dict[str, GapResult]:
+    """By student, of the same judge and decoding."""
+    first, decoding = result.judges[0].name, result.sets[0].decoding
+    return {gap.student: gap for gap in result.gaps if gap.judge == first and gap.decoding == decoding}
 
 
 _GROUPS = {"weak aligned": "weak model", "ConG-S": "ConG", "ConG": "ConG", "self ConG-S": "ConG", "self ConG": "ConG"}
@@ -130,8 +136,7 @@ def _results(judged: Judged) -> list[Block]:
 
 
 def _gap(result: EvaluationResult) -> list[Block]:
-    first, decoding = result.judges[0].name, result.sets[0].decoding
-    found = {gap.student: gap for gap in result.gaps if gap.judge == first and gap.decoding == decoding}
+    first, decoding, found = result.judges[0].name, result.sets[0].decoding, _gaps(result)
     order = [name for name, _ in _ranked(result) if name in found]
     bars = [Bar(name, bar_value(recovered)) for name in order if (recovered := found[name].recovered) is not None]
     table = gaps_table(result)
