@@ -1,5 +1,6 @@
 """What stands around a chart: its axes, the legend of a figure, and names of lines in the margins."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,19 +16,27 @@ from cong.report.theme import COLOURS, SERIES
 MUTED = COLOURS["muted"].light
 SMALL_PT = 8.0
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+_DASHES = ("-", "--", ":", "-.")
+_TITLE_CHARS_PER_IN = 10
+"""In their bold face, with the room beside the axes."""
+_LEGEND_ROW_IN = SMALL_PT * 1.5 / 72
 # Generous mean width of a character of the small text.
 _SMALL_CHARACTER_IN = SMALL_PT * 0.62 / 72
 
 
 @dataclass(frozen=True)
 class Legend:
-    """Colour and marker of each name in a figure: one name looks the same in all its panels."""
+    """Colour, dashes and marker of each name in a figure: one name looks the same in all its panels."""
 
     names: tuple[str, ...]
 
     def colour(self, name: str) -> str:
         """The colour of a name."""
         return SERIES[self.names.index(name) % len(SERIES)]
+
+    def dashes(self, name: str) -> str:
+        """How the line of a name is dashed: others than those of the name that has its colour too."""
+        return _DASHES[self.names.index(name) // len(SERIES) % len(_DASHES)]
 
     def marker(self, name: str) -> str:
         """The marker of a name."""
@@ -40,7 +49,10 @@ def clean(text: str) -> str:
 
 
 def add_legend(figure: Figure, all_axes: Sequence[Axes], *, explains_one: bool) -> None:
-    """Names of everything drawn, above the panels; of a single one only if it `explains_one`."""
+    """Names of everything drawn, above the panels; of a single one only if it `explains_one`.
+
+    All lines of names but the first make the figure higher, so that they take no room of the panels.
+    """
     handles: dict[str, Artist] = {}
     for axes in all_axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -50,6 +62,8 @@ def add_legend(figure: Figure, all_axes: Sequence[Axes], *, explains_one: bool) 
     # Handle and gap take the room of some eight characters.
     widest = max(len(label) for label in handles) + 8
     num_columns = max(1, min(len(handles), int(figure.get_figwidth() / (_SMALL_CHARACTER_IN * widest))))
+    num_more_rows = -(-len(handles) // num_columns) - 1
+    figure.set_figheight(figure.get_figheight() + num_more_rows * _LEGEND_ROW_IN)
     figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=num_columns)
 
 
@@ -68,6 +82,11 @@ def set_axis(axes: Axes, which: Literal["x", "y"], axis: Axis) -> None:
         ruler.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     if axis.limits is not None:
         (axes.set_xlim if is_x else axes.set_ylim)(*axis.limits)
+
+
+def set_title(axes: Axes, title: str) -> None:
+    """A title above the axes, in as many lines as their width asks for."""
+    axes.set_title(textwrap.fill(clean(title), int(_panel_size_in(axes)[0] * _TITLE_CHARS_PER_IN)))
 
 
 def label_at_right(axes: Axes, references: Sequence[Reference]) -> None:

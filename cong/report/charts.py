@@ -5,6 +5,7 @@ no pyplot, no state between calls.
 """
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cong.report.axes import MUTED, SMALL_PT, Legend, add_legend, clean, label_at_right, label_on_top, set_axis
+from cong.report.axes import (
+    MUTED,
+    SMALL_PT,
+    Legend,
+    add_legend,
+    clean,
+    label_at_right,
+    label_on_top,
+    set_axis,
+    set_title,
+)
 from cong.report.plots import Axis, Bar, BarPlot, Histogram, Line, LinePlot, Panels, Plot, ScatterPlot
 from cong.report.tables import Estimate
 from cong.report.theme import COLOURS, SERIES
@@ -27,6 +38,9 @@ PAPER, INK, GRID = COLOURS["paper"].light, COLOURS["ink"].light, COLOURS["grid"]
 WIDTH_IN, HEIGHT_IN = 6.2, 3.3
 PANEL_WIDTH_IN, PANEL_HEIGHT_IN = 2.9, 2.4
 BAR_HEIGHT_IN = 0.3
+LINE_HEIGHT_IN = SMALL_PT * 1.3 / 72
+# Longer names of bars take several lines, and leave the bars their room.
+MOST_LABEL_CHARS = 50
 # More points than this make a file heavy and no picture clearer; statistics use all of them.
 MAX_POINTS_DRAWN = 2000
 
@@ -104,7 +118,7 @@ def _draw_chart(axes: Axes, chart: Chart, legend: Legend) -> None:
         case Histogram():
             _draw_histogram(axes, chart, legend)
     if chart.title:
-        axes.set_title(clean(chart.title))
+        set_title(axes, chart.title)
 
 
 def _draw_lines(axes: Axes, plot: LinePlot, legend: Legend) -> None:
@@ -132,6 +146,7 @@ def _draw_line(axes: Axes, plot: LinePlot, line: Line, legend: Legend) -> None:
         x,
         y,
         color=colour,
+        linestyle=legend.dashes(line.label),
         label=clean(line.label),
         marker=marker,
         markersize=4.5,
@@ -152,7 +167,7 @@ def _draw_bars(axes: Axes, plot: BarPlot, legend: Legend) -> None:
             axes.errorbar(bar.value.mean, row, xerr=np.maximum(interval, 0.0), color=INK, linewidth=1.1, capsize=2.5)
             text += f" [{_number(bar.value.low, plot.format)}, {_number(bar.value.high, plot.format)}]"
         axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL_PT)
-    axes.set_yticks(range(len(plot.bars)), [clean(bar.label) for bar in plot.bars])
+    axes.set_yticks(range(len(plot.bars)), [_label(bar) for bar in plot.bars])
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_ylim(len(plot.bars) - 0.4, -0.6)
@@ -212,7 +227,8 @@ def _draw_histogram(axes: Axes, plot: Histogram, legend: Legend) -> None:
     for name, values in groups.items():
         share = 100 * np.histogram(values, edges)[0] / len(values)
         axes.stairs(share, edges, fill=True, color=legend.colour(name), alpha=0.15)
-        axes.stairs(share, edges, color=legend.colour(name), linewidth=1.4, label=clean(name))
+        dashes = legend.dashes(name)
+        axes.stairs(share, edges, color=legend.colour(name), linestyle=dashes, linewidth=1.4, label=clean(name))
     set_axis(axes, "x", plot.x)
     set_axis(axes, "y", Axis("share of group", "%"))
     axes.set_ylim(bottom=0)
@@ -277,6 +293,10 @@ def _number(value: float, spec: str) -> str:
     return f"{value:{spec}}".replace("-", "−")
 
 
+def _label(bar: Bar) -> str:
+    return textwrap.fill(clean(bar.label), MOST_LABEL_CHARS)
+
+
 def _mean(bar: Bar) -> float:
     return bar.value.mean if isinstance(bar.value, Estimate) else bar.value
 
@@ -284,5 +304,8 @@ def _mean(bar: Bar) -> float:
 def _size(charts: Sequence[Chart], num_rows: int, num_columns: int) -> tuple[float, float]:
     if num_columns == 1 and num_rows == 1:
         chart = charts[0]
-        return WIDTH_IN, 1.0 + BAR_HEIGHT_IN * len(chart.bars) if isinstance(chart, BarPlot) else HEIGHT_IN
+        if not isinstance(chart, BarPlot):
+            return WIDTH_IN, HEIGHT_IN
+        num_lines = max((_label(bar).count("\n") + 1 for bar in chart.bars), default=1)
+        return WIDTH_IN, 1.0 + max(BAR_HEIGHT_IN, num_lines * LINE_HEIGHT_IN) * len(chart.bars)
     return PANEL_WIDTH_IN * num_columns, PANEL_HEIGHT_IN * num_rows

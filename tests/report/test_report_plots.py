@@ -3,8 +3,11 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 from pathlib import Path
 
+import matplotlib.style
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from cong.report import (
     Axis,
@@ -22,7 +25,7 @@ from cong.report import (
     to_svg,
 )
 from cong.report.axes import spread
-from cong.report.charts import bin_edges, draw, smoothed
+from cong.report.charts import STYLE, bin_edges, draw, smoothed
 from cong.report.theme import COLOURS
 
 LINES = LinePlot(
@@ -207,6 +210,55 @@ def test_labels_that_overlap_are_moved_apart_and_others_stay() -> None:
     assert all(after - before >= 2.0 - 1e-9 for before, after in pairwise(moved))
 
 
+LONG = "a name of as many characters as a candidate may have: all of 64!"
+
+
+def laid_out(plot: Plot) -> Figure:
+    with matplotlib.style.context(["default", STYLE]):
+        figure = draw(plot)
+        figure.draw_without_rendering()
+    return figure
+
+
+def test_long_names_leave_bars_their_room() -> None:
+    names = [f"{LONG}, given / {LONG}, T=0.8, at equal length", "short"]
+    figure = laid_out(BarPlot([Bar(name, Estimate(0.5, 0.4, 0.6)) for name in names], Axis("win rate")))
+    (axes,) = figure.axes
+    assert axes.get_window_extent().width / figure.dpi > 1.5
+    labels = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()] == names
+    assert min(label.x0 for label in labels) >= 0.0
+    assert labels[1].y1 < labels[0].y0
+
+
+def test_titles_stay_within_their_panels() -> None:
+    plot = Panels([LinePlot([Line("a", [0, 1], [0, 1])], Axis("x"), Axis("y"), title=LONG) for _ in range(3)])
+    figure = laid_out(plot)
+    found = [each for axes in figure.axes for each in axes.get_children() if isinstance(each, Text)]
+    places = [each.get_window_extent() for each in found if each.get_text()]
+    assert len(places) == 3
+    assert all(one.x1 < other.x0 for one, other in pairwise(places))
+    assert places[-1].x1 <= figure.bbox.x1
+
+
+def test_more_names_than_colours_are_told_apart() -> None:
+    groups = {f"candidate {number}": [0.1, 0.2 + number / 100] for number in range(20)}
+    patches = draw(Histogram(groups, Axis("reward"))).axes[0].patches
+    lines = {(patch.get_edgecolor(), patch.get_linestyle()) for patch in patches if patch.get_label() in groups}
+    assert len(lines) == 20
+    curves = draw(LinePlot([Line(name, [0, 1], [0, 1]) for name in groups], Axis("x"), Axis("y"))).axes[0].lines
+    assert len({(curve.get_color(), curve.get_linestyle()) for curve in curves}) == 20
+
+
+def test_a_long_legend_takes_no_room_of_the_panels() -> None:
+    few, many = (
+        laid_out(Panels([Histogram({f"{LONG}{each}": [0.1, 0.2] for each in range(number)}, Axis("reward"))] * 2))
+        for number in (1, 12)
+    )
+    heights = [figure.axes[0].get_window_extent().height / figure.dpi for figure in (few, many)]
+    assert heights[1] > 0.8 * heights[0]
+
+
 @pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
 def test_a_plot_is_saved_whole_and_alone(suffix: str, start: bytes, tmp_path: Path) -> None:
     path = tmp_path / "made" / f"plot{suffix}"
@@ -224,8 +276,6 @@ def test_a_plot_in_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_readers_own_settings_do_not_change_the_picture() -> None:
-    import matplotlib
-
     plain = to_svg(LINES)
     with matplotlib.rc_context({"font.size": 20.0, "axes.grid": False}):
         assert to_svg(LINES) == plain
