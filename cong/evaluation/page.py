@@ -88,12 +88,13 @@ def evaluation_page(
     sections.append(Section("How it is measured", [Prose(METHODS.format(win_rate_interval=interval))]))
     sections.append(Section("Configuration", [Details("the whole configuration", dump_config(config))]))
     best = max(grouped.primary, key=lambda one: _reward_of(result, one, first).mean)
+    on = f" on the {len(best.by_prompt):,} that it answers" if best.missing else ""
     return Page(
         title="Evaluation",
         summary=(
             f"{len(grouped.candidates)} candidates answered {result.num_prompts:,} held-out prompts and were judged by "
             f"{', '.join(one.name for one in result.judges)}. Under {first} at {grouped.decodings[0]} the highest mean "
-            f"reward is that of {best.candidate}: {_text(_reward_of(result, best, first))}."
+            f"reward is that of {best.candidate}{on}: {_text(_reward_of(result, best, first))}."
         ),
         sections=sections,
         facts={

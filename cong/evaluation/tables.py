@@ -1,6 +1,6 @@
 """The tables of an evaluation's report."""
 
-from cong.evaluation.results import Estimated, EvaluationResult
+from cong.evaluation.results import Estimated, EvaluationResult, GapResult
 from cong.report import Cell, Column, Estimate, Table
 
 _MOST_IDS = 10
@@ -35,6 +35,7 @@ def rewards_table(result: EvaluationResult) -> Table:
         Column("empty", format=".1%"),
         Column("cut off", format=".1%"),
         Column("answers"),
+        Column("prompts"),
     ]
     rows: list[list[Cell]] = []
     for one in result.sets:
@@ -49,13 +50,17 @@ def rewards_table(result: EvaluationResult) -> Table:
                 one.empty_share,
                 one.truncated_share,
                 one.num_answers,
+                one.num_prompts,
             ]
         )
     return Table(
         f"Mean reward on {result.num_prompts:,} held-out prompts",
         columns,
         rows,
-        caption="Intervals are over prompts. Cut off: the answer ended by its limit of length.",
+        caption=(
+            "Means and intervals are over the prompts that a side answers. Cut off: the answer ended by its limit of "
+            "length."
+        ),
     )
 
 
@@ -107,7 +112,7 @@ def gaps_table(result: EvaluationResult) -> Table:
             cell(one.recovered),
             cell(one.gained),
             cell(one.gap),
-            f"refused: {one.refusal}" if one.refusal else _doubt(one.undefined_share),
+            _remark(one),
         ]
         for one in result.gaps
     ]
@@ -128,8 +133,10 @@ def gaps_table(result: EvaluationResult) -> Table:
     )
 
 
-def _doubt(undefined_share: float) -> str:
-    return f"no gap in {undefined_share:.1%} of resamples" if undefined_share else ""
+def _remark(gap: GapResult) -> str:
+    if gap.refusal:
+        return f"refused: {gap.refusal}"
+    return f"no gap in {gap.undefined_share:.1%} of resamples" if gap.undefined_share else ""
 
 
 def correlations_table(result: EvaluationResult) -> Table:
@@ -269,11 +276,11 @@ def terminal_tables(result: EvaluationResult) -> list[Table]:
         columns = [Column("answers of", "left"), Column("win rate"), Column("at equal length")]
         tables.append(Table(f"Against {against}, judged by {first}", columns, wins))
     gaps: list[list[Cell]] = [
-        [f"{one.student}, {one.decoding}", cell(one.recovered), one.refusal]
+        [f"{one.student}, {one.decoding}", cell(one.recovered), _remark(one)]
         for one in result.gaps
         if one.judge == first
     ]
     if gaps:
         title = f"Gap between {result.gaps[0].floor} and {result.gaps[0].ceiling}, judged by {first}"
-        tables.append(Table(title, [Column("student", "left"), Column("recovered"), Column("refused", "left")], gaps))
+        tables.append(Table(title, [Column("student", "left"), Column("recovered"), Column("remark", "left")], gaps))
     return tables

@@ -191,7 +191,9 @@ def test_prompts_that_one_side_lacks_are_named_in_the_record_and_on_the_page(
     some = tmp_path / "some.jsonl"
     some.write_text("\n".join(rows[2:]) + '\n{"prompt_id": "nobody", "answer": ""}\n')
     lacking = tuple(json.loads(row)["prompt_id"] for row in rows[:2])
-    config = configure(candidates={"all": {"answers": str(lab_pair.ideal)}, "some": {"answers": str(some)}})
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("".join(json.dumps({**json.loads(row), "answer": "!"}) + "\n" for row in rows))
+    config = configure(candidates={"all": {"answers": str(bad)}, "some": {"answers": str(some)}})
     evaluation = evaluate(config)
     found = set_of(evaluation.result, "some, given")
     assert (found.missing, found.unknown) == (lacking, ("nobody",))
@@ -200,6 +202,8 @@ def test_prompts_that_one_side_lacks_are_named_in_the_record_and_on_the_page(
     page = write_evaluation(evaluation, config)["page"].read_text()
     assert ", ".join(lacking) in page
     assert "nobody" in page
+    assert f"the highest mean reward is that of some on the {NUM_PROMPTS - 2} that it answers: 1.000" in page
+    assert page.count(f" | {NUM_PROMPTS - 2} | {NUM_PROMPTS - 2} |") == 1, "answers and prompts"
 
 
 def test_what_is_wrong_is_found_before_anything_is_drawn(configure: Configure, tmp_path: Path) -> None:
