@@ -20,8 +20,6 @@ from cong.report import Comparison, Response, Samples, Token
 from cong.stream import StreamReader, open_store
 from cong.train.software import environment
 
-_MAX_POINTS = 20_000
-"""Samples of a stage of which lengths and rewards are drawn."""
 _MAX_SHOWN = 6
 """Samples of a stage that are shown."""
 
@@ -123,9 +121,8 @@ def _drawn(standing: Standing, board: Board) -> Drawn:
     for table, _ in StreamReader(open_store(str(_folder(standing) / STREAM))).tables(4096, columns):
         num_records += table.num_rows
         num_cut += sum(reason == "length" for reason in table.column("finish_reason").to_pylist())
-        if len(lengths) < _MAX_POINTS:
-            lengths += table.column("num_tokens").to_pylist()
-            rewards += [one for one in table.column("implicit_reward_mean").to_pylist() if one is not None]
+        lengths += table.column("num_tokens").to_pylist()
+        rewards += [one for one in table.column("implicit_reward_mean").to_pylist() if one is not None]
     first = dict(_first_samples(standing, board))
     return Drawn(standing.stage.name, standing.stage.about, num_records, num_cut, lengths, rewards, first)
 
