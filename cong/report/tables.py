@@ -85,11 +85,9 @@ def to_rich(table: Table) -> RichTable:
         box=box.SIMPLE_HEAD,
     )
     for column in table.columns:
-        # A word that is wider than its column is broken, not cut: names of settings are read here.
-        is_number = column.align == "right"
-        shown.add_column(
-            Text(column.name), justify=column.align, no_wrap=is_number, overflow="ellipsis" if is_number else "fold"
-        )
+        # What is wider than its column is broken, not cut: names of settings are read here, and a number that is cut is
+        # another one.
+        shown.add_column(Text(column.name), justify=column.align, overflow="fold")
     best = _best_cells(table)
     for row_index, row in enumerate(table.rows):
         cells = []

@@ -88,6 +88,17 @@ def test_a_long_name_is_broken_on_a_narrow_terminal_and_not_cut() -> None:
     assert name in re.sub(r"\s+|1", "", out.getvalue())
 
 
+def test_names_and_numbers_stay_whole_beside_many_numbers() -> None:
+    """Three judges in 80 columns left the names no room, and cut the ends of intervals."""
+    row: list[Cell] = ["a name, greedy", *[Estimate(-250.512, -260.4, -240.6)] * 3, 1000]
+    columns = [Column("answers of", "left"), *[Column(f"judge {number}") for number in range(3)], Column("answers")]
+    out = StringIO()
+    Console(file=out, width=80).print(to_rich(Table("", columns, [row])))
+    words = out.getvalue().split()
+    assert words.count("-250.512") == words.count("[-260.40,") == words.count("-240.60]") == 3
+    assert {"a", "name,", "greedy", "1,000"} <= set(words)
+
+
 def test_terminal_markdown_and_html_show_the_same_cells() -> None:
     assert cells_of_rich(TABLE) == CELLS
     assert cells_of_markdown(TABLE) == CELLS
