@@ -4,7 +4,7 @@ The defaults are the recipe whose results are documented; sections that are alik
 subclasses, so that a file may set one key and keep the others.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -129,16 +129,17 @@ class RivalSettings(Settings):
     """What the rivals have beside the first stage's training."""
 
     aux_conf_highest: Share = 0.5
-    wspo_gammas: tuple[PositiveFloat, ...] = (0.5, 1.0)
+    wspo_gammas: tuple[PositiveFloat, ...] = Field(default=(0.5, 1.0), min_length=1)
 
 
 class EvaluationSettings(Settings):
-    num_prompts: Count = 1000
-    temperatures: tuple[float, ...] = (1.0, 0.7, 0.0)
+    num_prompts: int = Field(default=1000, ge=4, le=49_492)
+    """Four are needed for quartiles, and the world has so many whose arguments are kept from training."""
+    temperatures: tuple[Annotated[float, Field(ge=0.0, le=100.0)], ...] = Field(default=(1.0, 0.7, 0.0), min_length=1)
     """The first is the one that results are about; 0 = greedy."""
-    alphas: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    alphas: tuple[Annotated[float, Field(ge=0.0, le=100.0)], ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     """Contrast strengths of the sweep."""
-    alignment_betas: tuple[PositiveFloat, ...] = (1.0, 0.5, 0.3, 0.1)
+    alignment_betas: tuple[PositiveFloat, ...] = Field(default=(1.0, 0.5, 0.3, 0.1), min_length=1)
     """The weak model is aligned once more with each, to show what contrast does to a stronger alignment."""
 
 
@@ -147,7 +148,8 @@ class LabConfig(Settings):
 
     seed: int = Field(default=0, ge=0)
     """Redraws everything: weights, corpus, preferences, prompts, samples."""
-    num_training_prompts: Count = 2000
+    num_training_prompts: int = Field(default=2000, ge=1, le=350_508)
+    """The world has so many."""
     max_response_tokens: Count = 26
     weak: WeakSettings = WeakSettings()
     strong: StrongSettings = StrongSettings()

@@ -1,12 +1,15 @@
 """The world letters: gold bodies and rewards by hand, the split, and the frequencies it promises."""
 
 import hashlib
+import itertools
 import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cong.config import RunConfig, load_config
+from cong.errors import ConfigError
 from cong.lab.world import (
     EVEN_BEHAVIOUR,
     LETTERS,
@@ -206,3 +209,29 @@ def test_almost_noiseless_preferences_are_almost_never_wrong() -> None:
     pairs = [draw_pair(rng, 0.001) for _ in range(500)]
     gains = [gold_reward(pair.prompt, pair.chosen) - gold_reward(pair.prompt, pair.rejected) for pair in pairs]
     assert min(gains) > -0.01
+
+
+def test_no_more_prompts_are_asked_for_than_the_world_has() -> None:
+    """Drawing distinct prompts would never end."""
+    kept = sum(is_test_only("".join(each)) for each in itertools.product(LETTERS, repeat=5))
+    most = {"evaluation.num_prompts": len(TASKS) * kept, "num_training_prompts": len(TASKS) * (10**5 - kept)}
+    load_config(RunConfig, overrides=[f"lab.{name}={number}" for name, number in most.items()])
+    for name, number in most.items():
+        with pytest.raises(ConfigError, match=name):
+            load_config(RunConfig, overrides=[f"lab.{name}={number + 1}"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "evaluation.num_prompts=3",
+        "evaluation.temperatures=[]",
+        "evaluation.temperatures=[1.0, -1.0]",
+        "evaluation.alphas=[0.4, -0.1]",
+        "evaluation.alignment_betas=[]",
+        "rivals.wspo_gammas=[]",
+    ],
+)
+def test_what_would_fail_once_all_is_measured_is_refused_before(override: str) -> None:
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        load_config(RunConfig, overrides=[f"lab.{override}"])
