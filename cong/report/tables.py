@@ -36,7 +36,8 @@ class Column:
 
     name: str
     align: Alignment = "right"
-    # Format of floats and of an Estimate's mean; the interval's ends are shown with one decimal less.
+    # Format of floats and of an Estimate's mean; the interval's ends are shown with one decimal less,
+    # unless that makes them the same.
     format: str = ".3f"
     # The best cell of the column is emphasised: the largest, the smallest, or none.
     best: Literal["max", "min"] | None = None
@@ -66,8 +67,7 @@ def cell_text(cell: Cell, column: Column) -> str:
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, Estimate):
-        ends = _one_decimal_less(column.format)
-        return f"{cell.mean:{column.format}} [{cell.low:{ends}}, {cell.high:{ends}}]"
+        return f"{cell.mean:{column.format}} [{', '.join(_ends(cell, column.format))}]"
     if isinstance(cell, int):
         return f"{cell:,}"
     if isinstance(cell, float):
@@ -180,5 +180,7 @@ def _comparable(cell: Cell) -> float | None:
     return float(value)
 
 
-def _one_decimal_less(spec: str) -> str:
-    return re.sub(r"\.(\d+)", lambda found: f".{max(int(found[1]) - 1, 0)}", spec, count=1)
+def _ends(estimate: Estimate, spec: str) -> tuple[str, str]:
+    coarse = re.sub(r"\.(\d+)", lambda found: f".{max(int(found[1]) - 1, 0)}", spec, count=1)
+    low, high = f"{estimate.low:{coarse}}", f"{estimate.high:{coarse}}"
+    return (low, high) if low != high else (f"{estimate.low:{spec}}", f"{estimate.high:{spec}}")
