@@ -114,6 +114,13 @@ def _cluster(spec: Content, place: str) -> Iterator[Problem]:
         high = group.get("maxReplicas", 2**31 - 1)
         if not low <= wanted <= high:
             yield Problem(f"{at}.replicas", f"{at}.replicas is {wanted}; it must lie in {low}..{high}")
+        for key in ("idleTimeoutSeconds", "priority"):
+            if key in group and spec.get("autoscalerOptions", {}).get("version") != "v2":
+                yield Problem(
+                    f"{at}.{key}",
+                    f"{at}.{key} is set, and KubeRay refuses it unless {place}.autoscalerOptions.version is v2; leave "
+                    "it out, or set that",
+                )
         is_trainer = "trainer" in group.get("resources", {}) or "trainer" in group.get("rayStartParams", {}).get(
             "resources", ""
         )

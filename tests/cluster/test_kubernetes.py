@@ -47,6 +47,13 @@ FAULTS: list[tuple[str, Change, str]] = [
     (SERVICE, setting(f"{CLUSTER}/headGroupSpec/serviceType", "LoadBalancer"), "opens dashboard and jobs"),
     (SERVICE, setting(f"{WORKER}/minReplicas", 9), "replicas is 1; it must lie in 9..8"),
     (SERVICE, setting(f"{WORKER}/replicas", 9), "replicas is 9; it must lie in 1..8"),
+    (SERVICE, setting(f"{WORKER}/idleTimeoutSeconds", 900), "idleTimeoutSeconds is set, and KubeRay refuses it unless"),
+    (SERVICE, setting(f"{WORKER}/priority", 1), "priority is set, and KubeRay refuses it unless"),
+    (
+        SERVICE,
+        setting("spec/serviceUnhealthySecondThreshold", 900),
+        "unknown key 'spec.serviceUnhealthySecondThreshold'",
+    ),
     (SERVICE, setting(f"{WORKER}/template/spec/hostNetwork", True), "hostNetwork is true"),
     (
         SERVICE,
@@ -105,6 +112,14 @@ def test_a_job_that_is_stopped_needs_time_to_save() -> None:
 
     (message,) = messages(JOB, change)
     assert "killed 3 s after it was told to stop" in message
+
+
+def test_what_only_the_newer_autoscaler_knows_may_be_said_to_it() -> None:
+    def change(content: dict[str, Any]) -> None:
+        put(content, f"{CLUSTER}/autoscalerOptions/version", "v2")
+        put(content, f"{WORKER}/idleTimeoutSeconds", 900)
+
+    assert messages(SERVICE, change) == []
 
 
 def test_two_groups_of_one_name_are_refused() -> None:
