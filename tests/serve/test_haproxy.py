@@ -231,6 +231,39 @@ def test_what_comes_on_an_idle_connection_after_an_update_is_answered_by_the_one
         eventually(lambda: process.poll() is not None, "the former has ended with its last connection")
 
 
+@ON_LINUX
+def test_what_is_handed_on_is_counted_once(tmp_path: Path) -> None:
+    """Serve's metrics of requests are made of what HAProxy logs."""
+    ports = free_ports(3)
+    url = f"http://127.0.0.1:{ports[1]}/sample"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as log, httpx.Client(timeout=LIMIT_S) as idle:
+        log.bind(("127.0.0.1", 0))
+        log.settimeout(LIMIT_S)
+        lines = f"    log 127.0.0.1:{log.getsockname()[1]} local1 debug\n    option httplog\n"
+        way_out = "    default_backend default_backend\n"
+
+        def told() -> str:
+            """The next request of which is told."""
+            received = iter(lambda: log.recv(65536).decode(), "")
+            return next(line.split("/sample?")[1].split()[0] for line in received if "/sample?" in line)
+
+        for name in ("former", "latter"):
+            (tmp_path / name).mkdir()
+        former, latter = (
+            haproxy(tmp_path / name, showing(name).replace(way_out, lines + way_out), ports)
+            for name in ("former", "latter")
+        )
+        with former as process:
+            assert idle.get(f"{url}?first").text == "former"
+            assert told() == "first"
+            stop_listening(process)
+            with latter:
+                assert idle.get(f"{url}?second").text == "latter"
+                assert told() == "second"
+                assert httpx.get(f"{url}?third", timeout=LIMIT_S).text == "latter"
+                assert told() == "third", "the second was told of once"
+
+
 def stop_listening(process: "subprocess.Popen[bytes]") -> None:
     """As an update tells it to."""
     process.send_signal(signal.SIGUSR1)
