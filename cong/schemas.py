@@ -96,8 +96,8 @@ class Prompt(Record):
     """What is asked, in exactly one of three forms, under an id that stays with it for ever."""
 
     text: Text | None = None
-    messages: tuple[Message, ...] = Field(default=(), max_length=10_000)
-    token_ids: tuple[TokenId, ...] = Field(default=(), max_length=MAX_TOKEN_IDS)
+    messages: tuple[Message, ...] = Field(default=(), max_length=10_000, fail_fast=True)
+    token_ids: tuple[TokenId, ...] = Field(default=(), max_length=MAX_TOKEN_IDS, fail_fast=True)
     prompt_id: Identifier = Field(default_factory=_content_prompt_id)
     """Pairs and judgements are joined by it; a hash of the content unless given."""
 
@@ -129,15 +129,17 @@ class SamplingParameters(Input):
 
     INPUT_KEYS: ClassVar[tuple[str, ...]] = ("alpha",)
 
-    weights: tuple[float, ...] = Field(default=alpha_weights(0.4), min_length=1, max_length=MAX_NETWORKS)
+    weights: tuple[float, ...] = Field(
+        default=alpha_weights(0.4), min_length=1, max_length=MAX_NETWORKS, fail_fast=True
+    )
     """Factor of each network's log-probability, in the order of the deployment's networks."""
-    network_temperatures: tuple[NetworkTemperature, ...] = Field(default=(), max_length=MAX_NETWORKS)
+    network_temperatures: tuple[NetworkTemperature, ...] = Field(default=(), max_length=MAX_NETWORKS, fail_fast=True)
     """Temperature of each network before it is weighted; empty = 1 for all."""
     head_lambda: float = Field(default=0.1, ge=0.0, le=1.0)
     """A token stays if the first network gives it at least this share of its best token's probability; 0 = all stay."""
     logprob_floor: float = Field(default=-30.0, le=0.0, ge=-1e4)
     """Log-probabilities of the other networks are raised to at least this before they are weighted."""
-    exempt_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=4096)
+    exempt_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=4096, fail_fast=True)
     """Tokens for which every network is taken to agree with the first: no contrast acts on them."""
     temperature: Temperature = 1.0
     """0 = greedy: the best score, lowest id on ties."""
@@ -156,8 +158,8 @@ class SamplingParameters(Input):
     max_tokens: int = Field(default=256, ge=1, le=MAX_TOKEN_IDS)
     min_tokens: int = Field(default=0, ge=0, le=MAX_TOKEN_IDS)
     """Ends of sequence and stops do not act before so many tokens."""
-    stop: tuple[StopString, ...] = Field(default=(), max_length=16)
-    stop_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=64)
+    stop: tuple[StopString, ...] = Field(default=(), max_length=16, fail_fast=True)
+    stop_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=64, fail_fast=True)
     ignore_eos: bool = False
 
     @model_validator(mode="before")
@@ -343,7 +345,7 @@ class ScoreRequest(Input):
 
     prompt: Prompt
     completion_text: Text | None = None
-    completion_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=MAX_TOKEN_IDS)
+    completion_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=MAX_TOKEN_IDS, fail_fast=True)
 
     @model_validator(mode="after")
     def _one_completion(self) -> Self:

@@ -42,7 +42,7 @@ EVENT_STREAM = "text/event-stream"
 class SampleCall(Input):
     """Body of `POST /sample`."""
 
-    prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=MAX_PROMPTS)
+    prompts: tuple[Prompt, ...] = Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
     """A single prompt may be given as `prompt`; a prompt may be given as a bare string."""
     num_samples: int = Field(default=1, ge=1, le=4096)
     """Of every prompt."""
@@ -76,6 +76,8 @@ class SampleCall(Input):
     def _accept_strings(cls, value: Any) -> Any:
         if not isinstance(value, list | tuple):
             return value
+        if len(value) > MAX_PROMPTS:
+            raise ValueError(f"holds {len(value)} prompts; one request may have {MAX_PROMPTS}")
         return tuple({"text": item} if isinstance(item, str) else item for item in value)
 
     @model_validator(mode="after")
@@ -166,7 +168,7 @@ StreamEvent = Annotated[TokenEvent | SampleEvent | EndEvent, Field(discriminator
 class ScoreCall(Input):
     """Body of `POST /score`."""
 
-    items: tuple[ScoreRequest, ...] = Field(min_length=1, max_length=MAX_SCORES)
+    items: tuple[ScoreRequest, ...] = Field(min_length=1, max_length=MAX_SCORES, fail_fast=True)
     deadline_s: float | None = Field(default=None, gt=0.0, le=86_400.0)
 
 

@@ -58,7 +58,7 @@ class _Common(_Request):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     temperature: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    stop: StopString | Annotated[tuple[StopString, ...], Field(max_length=16)] | None = None
+    stop: StopString | Annotated[tuple[StopString, ...], Field(max_length=16, fail_fast=True)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     """None = another one for each request; the same seed gives the same samples."""
     stream: bool | None = None
@@ -75,7 +75,7 @@ class _Common(_Request):
     repetition_penalty: Annotated[float, Field(gt=0.0, le=100.0)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: Annotated[tuple[TokenId, ...], Field(max_length=64)] | None = None
+    stop_token_ids: Annotated[tuple[TokenId, ...], Field(max_length=64, fail_fast=True)] | None = None
     deadline_s: Annotated[float, Field(gt=0.0, le=86_400.0)] | None = None
     store: bool | None = None
     """True: samples are kept in the stream, as durably as the deployment can."""
@@ -130,7 +130,9 @@ _PROMPT_FORMS = {
 class CompletionRequest(_Common):
     """Body of `POST /v1/completions`."""
 
-    prompt: Annotated[tuple[Prompt, ...], BeforeValidator(_as_prompts), WithJsonSchema(_PROMPT_FORMS)]
+    prompt: Annotated[
+        tuple[Prompt, ...], Field(fail_fast=True), BeforeValidator(_as_prompts), WithJsonSchema(_PROMPT_FORMS)
+    ]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     """None = 16. 0 takes `echo`: the prompt is scored and nothing is drawn."""
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -168,7 +170,7 @@ class ChatMessage(_Request):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[tuple[TextPart, ...], Field(max_length=1000)]
+    content: Text | Annotated[tuple[TextPart, ...], Field(max_length=1000, fail_fast=True)]
     """Parts are joined with nothing between them."""
     name: Ignored = None
     tool_call_id: Ignored = None
@@ -187,7 +189,7 @@ class ChatMessage(_Request):
 class ChatRequest(_Common):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=10_000)]
+    messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=10_000, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """The newer name of `max_tokens`."""

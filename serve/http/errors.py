@@ -22,6 +22,10 @@ from cong.wire import ErrorBody, ErrorType, SampleCall, ScoreCall
 from cong.wording import causes
 
 MAX_MESSAGE_CHARS = 2000
+_MAX_TOLD = 10
+_MAX_LOOKED_AT = 40
+"""Of what is wrong with a body: one field may be wrong in several ways. A body may hold a million wrong fields, and
+while one caller is told of them all others wait."""
 
 _HOMES: Mapping[str, str] = {
     name: home
@@ -170,14 +174,14 @@ def _validation(found: Sequence[Any]) -> Problem:
         return http_problem(400, "the body is empty; send a JSON object")
     if first["loc"] == ("body",) and isinstance(first["input"], bytes):
         return http_problem(415, "the body is not said to be JSON; send the header Content-Type: application/json")
-    known = [{**one, "loc": [part for part in one["loc"] if part != "body"]} for one in found]
+    known = [{**one, "loc": [part for part in one["loc"] if part != "body"]} for one in found[:_MAX_LOOKED_AT]]
     for one in known:
         if one["type"] == "extra_forbidden":
             one["msg"] = _unknown(str(one["loc"][-1]))
     told = causes(known)
-    lines = [f"{field}: {words}" if field else words for field, words in told[:10]]
-    if len(told) > 10:
-        lines.append(f"and {len(told) - 10} more")
+    lines = [f"{field}: {words}" if field else words for field, words in told[:_MAX_TOLD]]
+    if len(told) > _MAX_TOLD or len(found) > _MAX_LOOKED_AT:
+        lines.append("and more")
     return Problem(422, "invalid_request_error", "invalid_value", "; ".join(lines), told[0][0] or None)
 
 

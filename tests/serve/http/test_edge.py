@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,47 @@ def test_hostile_bodies_are_refused_by_name_and_nothing_breaks(world: World, pat
                     ErrorReply.model_validate_json(response.content)
             await nothing_left(hosted.service)
             assert hosted.service.health().status == "ok"
+
+    run(main())
+
+
+MUCH_WRONG: dict[str, tuple[str, dict[str, Any]]] = {
+    "unknown names": ("/sample", {"prompt": "a", **{f"prompt_{number}": 0 for number in range(20_000)}}),
+    "prompts": ("/sample", {"prompts": [{}] * 100_000}),
+    "token ids": ("/sample", {"prompt": {"token_ids": ["a"] * 200_000}}),
+    "stops": ("/sample", {"prompt": "a", "parameters": {"stop": [""] * 50_000}}),
+    "items": ("/score", {"items": [{}] * 100_000}),
+    "lists of token ids": ("/v1/completions", {"model": "cong", "prompt": [["a"] * 1000] * 100}),
+    "parts": ("/v1/chat/completions", {"model": "cong", "messages": [{"role": "user", "content": [{}] * 50_000}]}),
+    "messages": ("/v1/chat/completions", {"model": "cong", "messages": [{}] * 50_000}),
+}
+
+
+@pytest.mark.parametrize("name", MUCH_WRONG)
+def test_however_much_is_wrong_with_a_body_it_is_told_at_once(world: World, name: str) -> None:
+    """The others who are answered by this process wait meanwhile, and so does whoever asks for its health."""
+    path, content = MUCH_WRONG[name]
+
+    async def main() -> None:
+        async with hosting(world) as hosted:
+            body = json.dumps(content).encode()
+            started_s = time.thread_time()
+            response = await hosted.client.post(path, content=body, headers={"content-type": "application/json"})
+            assert time.thread_time() - started_s < 1.0
+            assert response.status_code == 422
+            assert len(ErrorReply.model_validate_json(response.content).error.message) > 10
+
+    run(main())
+
+
+def test_of_many_wrong_fields_the_first_are_told(world: World) -> None:
+    async def main() -> None:
+        async with hosting(world) as hosted:
+            for number, is_all in ((10, True), (11, False), (1000, False)):
+                body = {"prompt": "a", **{f"x{one}": 0 for one in range(number)}}
+                message = (await hosted.client.post("/sample", json=body)).json()["error"]["message"]
+                assert message.count("is not known here") == 10
+                assert message.endswith("and more") is not is_all
 
     run(main())
 
