@@ -86,13 +86,7 @@ class Planner:
 
     def plan(self, call: SampleCall, has_keys: bool) -> Plan:
         """What a request for samples comes to; keys are computed only where they are asked for."""
-        num_asked = len(call.prompts) * call.num_samples
-        if num_asked > self._limits.max_samples:
-            raise InvalidRequest(
-                "num_samples",
-                f"{len(call.prompts)} prompt(s) with {call.num_samples} samples each are {num_asked} samples; a "
-                f"request may ask for {self._limits.max_samples}: send several requests",
-            )
+        self._require_few(len(call.prompts), call.num_samples)
         parameters = self.resolve(call)
         is_length_given = call.parameters is not None and "max_tokens" in call.parameters.model_fields_set
         questions = []
@@ -103,6 +97,14 @@ class Planner:
                 Question(prompt, token_ids, fitted, self._keys(token_ids, fitted, call.num_samples) if has_keys else ())
             )
         return Plan(tuple(questions), call.num_samples)
+
+    def encode(self, prompts: Sequence[Prompt], num_samples: int) -> list[tuple[int, ...]]:
+        """Token ids of prompts that are to be told `num_samples` times each, within the limits of samples."""
+        self._require_few(len(prompts), num_samples)
+        encoded = [self._vocabulary.encode(prompt, f"prompts.{number}") for number, prompt in enumerate(prompts)]
+        for token_ids in encoded:
+            self._require_room(len(token_ids), 0, "max_tokens asks for")
+        return encoded
 
     def plan_scores(self, items: Sequence[ScoreRequest], request_id: str, deadline_s: float) -> list[Rate]:
         """What a request for scores comes to."""
@@ -190,6 +192,15 @@ class Planner:
             raise PromptTooLong(
                 f"the prompt has {num_prompt} tokens and {what} {num_more}{rest}; together they may be {limit} here; "
                 "shorten one of them"
+            )
+
+    def _require_few(self, num_prompts: int, num_samples: int) -> None:
+        num_asked = num_prompts * num_samples
+        if num_asked > self._limits.max_samples:
+            raise InvalidRequest(
+                "num_samples",
+                f"{num_prompts} prompt(s) with {num_samples} samples each are {num_asked} samples; a request may ask "
+                f"for {self._limits.max_samples}: send several requests",
             )
 
     def _keys(self, token_ids: tuple[int, ...], parameters: SamplingParameters, num_samples: int) -> tuple[str, ...]:

@@ -8,13 +8,13 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
 
 from cong.config.service import ServiceConfig
 from cong.engine import EngineProtocol, Rated
 from cong.errors import DeadlineExceeded, Forbidden, InvalidRequest, ModelError, StreamError, Unavailable
-from cong.schemas import SampleRecord, Score
+from cong.schemas import Prompt, SampleRecord, Score
 from cong.service.answer import COMPLETE, Answer, LiveAnswer, ReplayedAnswer, usage_of
 from cong.service.archive import Archive
 from cong.service.facts import Facts
@@ -336,12 +336,14 @@ class SampleService:
     def _deadline_s(self, asked_s: float | None) -> float:
         return min(self.config.default_deadline_s if asked_s is None else asked_s, self.config.max_deadline_s)
 
+    async def encode(self, prompts: Sequence[Prompt], num_samples: int = 1) -> list[tuple[int, ...]]:
+        """Token ids of prompts that are to be told `num_samples` times each; refused like so many samples of them."""
+        return await self._off_loop_if(_are_large(prompts), lambda: self._planner.encode(prompts, num_samples))
+
     async def _plan(self, call: SampleCall) -> Plan:
-        num_chars = sum(
-            _num_chars(prompt.text) + sum(len(m.content) for m in prompt.messages) for prompt in call.prompts
+        return await self._off_loop_if(
+            _are_large(call.prompts), lambda: self._planner.plan(call, has_keys=call.store != "none")
         )
-        is_large = num_chars > _MANY_CHARS or len(call.prompts) > _MANY_PROMPTS
-        return await self._off_loop_if(is_large, lambda: self._planner.plan(call, has_keys=call.store != "none"))
 
     async def _off_loop_if(self, is_large: bool, work: Callable[[], T]) -> T:
         """Work that may take long is done where it does not keep the other callers waiting."""
@@ -357,6 +359,12 @@ class SampleService:
 
 def _num_chars(text: str | None) -> int:
     return len(text or "")
+
+
+def _are_large(prompts: Sequence[Prompt]) -> bool:
+    """Whether it takes long to encode them."""
+    num_chars = sum(_num_chars(prompt.text) + sum(len(m.content) for m in prompt.messages) for prompt in prompts)
+    return num_chars > _MANY_CHARS or len(prompts) > _MANY_PROMPTS
 
 
 def _scored(score: Score) -> ScoredText:

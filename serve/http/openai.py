@@ -172,7 +172,10 @@ async def _complete(
 async def _echoes(service: SampleService, body: CompletionRequest, caller: str) -> list[replies.Echo | None]:
     """Prompts with the log-probs of their tokens, which are only computed where they are asked for."""
     vocabulary = service.facts.vocabulary
-    token_ids = tuple(vocabulary.encode(prompt, "prompt") for prompt in body.prompt)
+    try:
+        token_ids = tuple(await service.encode(body.prompt, body.num_choices))
+    except InvalidRequest as error:
+        raise openai.in_openai_words(error, is_chat=False) from error
     scores: dict[int, ScoredText] = {}
     call = openai.echo_call(token_ids, body.deadline_s) if body.logprobs is not None else None
     if call is not None:

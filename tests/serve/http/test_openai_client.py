@@ -122,6 +122,27 @@ def test_echo_scores_the_prompt_as_evaluation_harnesses_ask(client: openai.OpenA
     assert plain.choices[0].logprobs is None
 
 
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_a_prompt_that_is_only_told_again_has_the_limits_of_one_that_is_answered(
+    client: openai.OpenAI, logprobs: int | None
+) -> None:
+    """Nothing is drawn, and with no log-probs nothing is computed; a small request must not make a large reply."""
+    few = client.completions.create(model="cong", prompt="hello", n=2, max_tokens=0, echo=True, logprobs=logprobs)
+    assert [choice.text for choice in few.choices] == ["hello", "hello"]
+    with pytest.raises(
+        openai.UnprocessableEntityError, match="the prompt has 200 tokens and max_tokens asks for 0"
+    ) as caught:
+        client.completions.create(model="cong", prompt=LONG_CONTEXT, max_tokens=0, echo=True, logprobs=logprobs)
+    assert caught.value.code == "context_length_exceeded"
+    prompts = ["a"] * 9
+    with pytest.raises(openai.UnprocessableEntityError, match="are 1152 samples; a request may ask for 1024") as caught:
+        client.completions.create(model="cong", prompt=prompts, n=128, max_tokens=0, echo=True, logprobs=logprobs)
+    assert caught.value.param == "n"
+    with pytest.raises(openai.UnprocessableEntityError, match="holds 99") as caught:
+        client.completions.create(model="cong", prompt=[99], max_tokens=0, echo=True, logprobs=logprobs)
+    assert caught.value.param == "prompt"
+
+
 def test_a_streamed_completion_is_the_whole_one(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": "cong", "prompt": ["hello", "so"], "n": 2, "seed": 3, "max_tokens": 12}
     whole = client.completions.create(**options, logprobs=0)
