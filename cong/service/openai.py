@@ -34,7 +34,8 @@ def _only(*allowed: Any) -> Any:
     ]
 
 
-Ignored = Annotated[Any, WithJsonSchema({"description": "taken and ignored"})]
+Ignored = Annotated[Any, BeforeValidator(lambda _: None), WithJsonSchema({"description": "taken and ignored"})]
+"""Whatever it is, it is dropped: it makes no other request of one that is sent again, and need not be text."""
 Unsupported = _only(None)
 
 

@@ -12,6 +12,7 @@ from tests.serve.http.hosting import server
 from tests.service.serving import make_engine
 
 LONG_CONTEXT = "a" * 200
+KEY = {"Idempotency-Key": "one"}
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +261,18 @@ def test_what_means_nothing_here_is_ignored(client: openai.OpenAI) -> None:
     )
     assert reply.usage is not None
     assert 1 <= reply.usage.completion_tokens <= 3
+    nested: Any = []
+    for _ in range(500):
+        nested = [nested]
+    texts = {
+        client.completions.create(
+            model="cong", prompt="hello", max_tokens=12, user=user, extra_body={"metadata": nested}, extra_headers=KEY
+        )
+        .choices[0]
+        .text
+        for user in ("me", "you")
+    }
+    assert len(texts) == 1, "what is ignored makes no other request"
 
 
 def test_other_refusals_are_what_the_client_expects(client: openai.OpenAI) -> None:
