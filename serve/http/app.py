@@ -51,7 +51,15 @@ def create_app(
             if service is not None:
                 await service.close()
 
-    app = FastAPI(title="cong", version=__version__, description=DESCRIPTION, lifespan=life, redoc_url=None)
+    # A path with one slash more is none of ours: it would be sent on to plain HTTP, whatever the edge speaks.
+    app = FastAPI(
+        title="cong",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=life,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.provider = provider
     for router in (sampling.router, openai.router, operations.router):
         app.include_router(router)

@@ -222,6 +222,7 @@ def test_errors_of_the_protocol_have_the_same_form(world: World) -> None:
         async with hosting(world) as hosted:
             for method, path, status, kind in (
                 ("GET", "/nothing", 404, "not_found_error"),
+                ("POST", "/sample/", 404, "not_found_error"),
                 ("GET", "/sample", 405, "invalid_request_error"),
                 ("DELETE", "/health", 405, "invalid_request_error"),
                 ("GET", "/v1/models/other", 404, "not_found_error"),
