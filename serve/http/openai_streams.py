@@ -31,6 +31,8 @@ class _Chunks:
         self._num_top = num_top
         self._vocabulary = vocabulary
         self._request_id = request_id
+        self._num_shown: dict[int, int] = {}
+        """Characters of each choice that have been sent."""
         fields = {"id": head.id, "object": self._object, "created": head.created, "model": head.model}
         self._before = f"data: {json.dumps(fields)[:-1]}, "
 
@@ -39,15 +41,20 @@ class _Chunks:
         return b""
 
     def batch(self, batch: Batch) -> bytes:
-        """A chunk for every token that has text or log-probs, and one for every end of a sample."""
+        """A chunk for every token that has text or log-probs, and one for every end of a sample.
+
+        The last one has the text that no token brought: where a sample is cut short, what might have begun a stop.
+        """
         chunks = []
         for event in batch:
             if event.event == "sample":
                 record = event.sample.record
                 index = event.prompt_index * self._num_choices + record.sample_index
-                chunks.append(self._chunk([self._last(index, replies.finish_of(record))]))
+                rest = record.completion_text[self._num_shown.get(index, 0) :]
+                chunks.append(self._chunk([self._last(index, rest, replies.finish_of(record))]))
             elif event.text or self._num_top is not None:
                 index = event.prompt_index * self._num_choices + event.sample_index
+                self._num_shown[index] = self._num_shown.get(index, 0) + len(event.text)
                 chunks.append(self._chunk([self._token(index, event)]))
         return "".join(chunks).encode()
 
@@ -68,7 +75,7 @@ class _Chunks:
     def _token(self, index: int, event: TokenEvent) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _last(self, index: int, reason: replies.OpenAIFinish) -> dict[str, Any]:
+    def _last(self, index: int, rest: str, reason: replies.OpenAIFinish) -> dict[str, Any]:
         raise NotImplementedError
 
 
@@ -86,8 +93,8 @@ class CompletionEncoder(_Chunks):
         self._offsets[index] = start + len(self._vocabulary.show(event.token_id))
         return replies.completion_chunk(index, event, self._num_top, self._vocabulary, start)
 
-    def _last(self, index: int, reason: replies.OpenAIFinish) -> dict[str, Any]:
-        return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
+    def _last(self, index: int, rest: str, reason: replies.OpenAIFinish) -> dict[str, Any]:
+        return {"index": index, "text": rest, "logprobs": None, "finish_reason": reason}
 
 
 class ChatEncoder(_Chunks):
@@ -106,5 +113,6 @@ class ChatEncoder(_Chunks):
     def _token(self, index: int, event: TokenEvent) -> dict[str, Any]:
         return replies.chat_chunk(index, event, self._num_top, self._vocabulary)
 
-    def _last(self, index: int, reason: replies.OpenAIFinish) -> dict[str, Any]:
-        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
+    def _last(self, index: int, rest: str, reason: replies.OpenAIFinish) -> dict[str, Any]:
+        delta = {"content": rest} if rest else {}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}

@@ -13,7 +13,17 @@ from cong.wire import EVENT_STREAM, NDJSON, ErrorReply, SampleCall, SampleReply,
 from serve.http.encoding import wants_event_stream
 from tests.engine.conftest import World
 from tests.serve.http.hosting import Hosted, hosting, lines, sse
-from tests.service.serving import Troubled, expected, folder_store, make_engine, open_archive, run, stored, until
+from tests.service.serving import (
+    StepByStep,
+    Troubled,
+    expected,
+    folder_store,
+    make_engine,
+    open_archive,
+    run,
+    stored,
+    until,
+)
 
 
 def test_a_document_holds_what_the_engine_makes(world: World) -> None:
@@ -219,6 +229,40 @@ def test_a_stored_sample_that_cannot_be_read_is_told_and_its_file_is_named_in_th
                 assert response.status_code == 503
                 assert "secret" not in response.text
                 assert f"{segment}: bytes" in caplog.text
+
+    run(main())
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_stream_that_a_deadline_cuts_short_has_the_text_that_was_held_back(world: World, path: str) -> None:
+    """Its tokens might have begun a stop string, and none comes any more to bring them."""
+    asked: dict[str, Any] = {"prompt": "hello"}
+    if "chat" in path:
+        asked = {"messages": [{"role": "user", "content": "hello"}]}
+    common = {"model": "cong", "seed": 3, "ignore_eos": True, "max_tokens": 12, **asked}
+
+    def text_of(choice: dict[str, Any]) -> str:
+        return str(choice["text"] if "text" in choice else choice["delta"].get("content", ""))
+
+    async def main() -> None:
+        async with hosting(world) as hosted:
+            (choice,) = (await hosted.client.post(path, json=common)).json()["choices"]
+            free = str(choice["text"] if "text" in choice else choice["message"]["content"])
+        engine = StepByStep(make_engine(world))
+        async with hosting(world, engine) as hosted:
+            body = {**common, "stop": free[3:5] + "never", "stream": True, "deadline_s": 0.5}
+            asking = asyncio.ensure_future(
+                hosted.client.post(path, json={**body, "stream_options": {"include_usage": True}})
+            )
+            engine.num_steps_allowed.release(5)
+            await until(lambda: hosted.service.health().num_steps == 5)
+            await asyncio.sleep(0.6)
+            engine.num_steps_allowed.release(100)
+            *chunks, done = sse((await asking).text)
+            assert done == "[DONE]"
+            *parts, counts = map(json.loads, chunks)
+            assert counts["usage"]["completion_tokens"] == 5
+            assert "".join(text_of(part["choices"][0]) for part in parts) == free[:5]
 
     run(main())
 
