@@ -1,5 +1,6 @@
 """The container on a laptop, and what watches it: little may be done, and nothing but loopback is opened."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import yaml
 
 from cong.cluster import check_file
 from cong.cluster.images import image_trouble
+from cong.service import METRICS
 from serve.files import read_serve_file
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,11 +77,25 @@ def test_prometheus_asks_the_service_with_a_key() -> None:
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
     assert job["metrics_path"] == "/metrics"
-    assert job["static_configs"] == [{"targets": ["cong:8000"]}]
+    (found,) = job["static_configs"]
+    assert found["targets"] == ["cong:8000"]
     secret = Path(job["authorization"]["credentials_file"])
     assert secret.parent == Path("/run/secrets")
     assert secret.name in SERVICES["prometheus"]["secrets"]
     assert config["global"]["scrape_timeout"] <= config["global"]["scrape_interval"]
+
+
+def test_prometheus_calls_what_the_service_tells_as_the_dashboard_does() -> None:
+    (job,) = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    (relabelling,) = job["metric_relabel_configs"]
+    assert (relabelling["source_labels"], relabelling["target_label"]) == (["__name__"], "__name__")
+    told = {name for family in METRICS for name in (family.name, f"{family.name}_bucket")}
+    replacement = relabelling["replacement"].replace("${1}", r"\1")
+    named = {re.sub(f"^(?:{relabelling['regex']})$", replacement, name) for name in told}
+    text = (ROOT / "deploy" / "grafana" / "dashboard.json").read_text()
+    assert set(re.findall(r"\bray_cong_\w+", text)) <= named
+    assert "by (replica)" in text
+    assert "replica" in job["static_configs"][0]["labels"]
 
 
 def test_grafana_finds_its_source_and_its_dashboard() -> None:
