@@ -179,6 +179,16 @@ def test_a_pod_outlives_what_its_replica_may_take_to_stop() -> None:
     assert application["args"]["service"]["max_deadline_s"] < deployment["graceful_shutdown_timeout_s"] < grace_s
 
 
+def test_the_service_is_that_of_the_file_that_explains_its_numbers() -> None:
+    """Without a wait for company, a store on S3 is listed to a standstill: docs/scaling.md."""
+    (service,) = documents("RayService")
+    (ours,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    (explained,) = one("serve/config.yaml")["applications"]
+    assert ours["args"]["stream"]["write"] == explained["args"]["stream"]["write"]
+    (own,), (other,) = ours["deployments"], explained["deployments"]
+    assert own == {name: value for name, value in other.items() if name != "max_surge_percent"}
+
+
 def test_a_stopped_job_has_the_time_that_its_configuration_takes() -> None:
     (job,) = documents("RayJob")
     entrypoint = job["spec"]["entrypoint"].split()
