@@ -19,6 +19,11 @@ _SPOT = {
     "karpenter.sh/capacity-type": "spot",
 }
 
+_DRAIN, _DRAIN_S = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "30"
+"""How long Ray lets what runs on a node finish once it is told to stop, and what that is unless given."""
+_POD_S = 30
+"""What Kubernetes gives a pod to stop in unless told."""
+
 Content = dict[str, Any]
 
 
@@ -26,14 +31,47 @@ def kubernetes_problems(kind: str, content: Content) -> Iterator[Problem]:
     """What is wrong in an object that has the right keys."""
     spec = content["spec"]
     if kind == "RayService":
-        yield from _embedded(spec["serveConfigV2"], "spec.serveConfigV2", "serve_file")
+        wrong = list(_embedded(spec["serveConfigV2"], "spec.serveConfigV2", "serve_file"))
+        yield from wrong
         yield from _cluster(spec["rayClusterConfig"], "spec.rayClusterConfig")
+        if not wrong:
+            yield from _stopping(spec)
     elif kind == "RayJob":
         yield from _job(spec)
     elif kind == "RayCluster":
         yield from _cluster(spec, "spec")
     elif kind == "NetworkPolicy":
         yield from _network_policy(spec)
+
+
+def _stopping(spec: Content) -> Iterator[Problem]:
+    """Pods wait for their replicas: Ray, which is told to stop with the pod, longer than these, and the pod for Ray."""
+    applications = embedded_yaml(spec["serveConfigV2"], "")["applications"]
+    deployments = [one for application in applications for one in application.get("deployments", ())]
+    replica_s = max((one.get("graceful_shutdown_timeout_s", 0.0) for one in deployments), default=0.0)
+    for number, group in enumerate(spec["rayClusterConfig"].get("workerGroupSpecs", ())):
+        place, pod = f"spec.rayClusterConfig.workerGroupSpecs.{number}.template.spec", group["template"]["spec"]
+        given = {one["name"]: one.get("value") for one in pod["containers"][0].get("env", ())}
+        try:
+            drain_s = float(given.get(_DRAIN, _DRAIN_S))
+        except (TypeError, ValueError):
+            yield Problem(
+                f"{place}.containers.0.env", f"{place}.containers.0.env: give {_DRAIN} as a number of seconds"
+            )
+            continue
+        if drain_s < replica_s:
+            yield Problem(
+                f"{place}.containers.0.env",
+                f"{place}.containers.0.env: a pod that is told to stop ends its replicas after {drain_s:g} s, and "
+                f"graceful_shutdown_timeout_s is {replica_s:g}; set {_DRAIN} to as much",
+            )
+        pod_s = pod.get("terminationGracePeriodSeconds", _POD_S)
+        if pod_s <= drain_s:
+            yield Problem(
+                f"{place}.terminationGracePeriodSeconds",
+                f"{place}.terminationGracePeriodSeconds is {pod_s}, and Ray waits {drain_s:g} s for replicas before it "
+                "ends; raise it",
+            )
 
 
 def embedded_yaml(text: str, place: str) -> Content:

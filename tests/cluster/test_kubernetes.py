@@ -73,6 +73,18 @@ FAULTS: list[tuple[str, Change, str]] = [
         "'RAY_AUTH_MOD'; the nearest known one is 'RAY_AUTH_MODE'",
     ),
     (SERVICE, setting(f"{CONTAINER}/env", [{"name": "CONG_API_KEY", "value": "x"}]), "gives CONG_API_KEY in clear"),
+    (SERVICE, setting(f"{CONTAINER}/env", []), "ends its replicas after 30 s, and graceful_shutdown_timeout_s is 645"),
+    (SERVICE, setting(f"{CONTAINER}/env/0/value", "690s"), "give RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S as a number"),
+    (
+        SERVICE,
+        setting(f"{WORKER}/template/spec/terminationGracePeriodSeconds", 690),
+        "terminationGracePeriodSeconds is 690, and Ray waits 690 s",
+    ),
+    (
+        SERVICE,
+        setting(f"{WORKER}/template/spec/terminationGracePeriodSeconds", None),
+        "terminationGracePeriodSeconds is 30, and Ray waits 690 s",
+    ),
     (SERVICE, setting(f"{HEAD}/nodeSelector", {"karpenter.sh/capacity-type": "spot"}), "the head must not vanish"),
     (SERVICE, embedded("serveConfigV2", setting("http_options/host", None)), "spec.serveConfigV2: http_options.host"),
     (SERVICE, embedded("serveConfigV2", setting("proxy_location", "Everywhere")), "proxy_location is 'Everywhere'"),
