@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPSConnection
@@ -171,13 +171,16 @@ class Edge:
 
 
 @contextmanager
-def run_edge(folder: Path) -> Iterator[Edge]:
-    """The edge in front of a backend, until the block ends."""
+def run_edge(folder: Path, changes: Mapping[str, str] | None = None) -> Iterator[Edge]:
+    """The edge in front of a backend, until the block ends; some words of its configuration may be others."""
     assert NGINX is not None
     make_certificate(folder)
     http_port, https_port = free_ports(2)
     with run_backend() as backend:
         config = local_config(folder, backend.port, http_port, https_port)
+        for old, new in (changes or {}).items():
+            assert old in config.read_text(), old
+            config.write_text(config.read_text().replace(old, new))
         command = [NGINX, "-p", str(folder), "-c", str(config), "-g", "daemon off;"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:

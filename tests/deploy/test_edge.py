@@ -140,6 +140,18 @@ def test_a_hasty_caller_is_slowed_down_and_the_others_are_not(edge: Edge) -> Non
 
 
 @needs_nginx
+def test_whoever_makes_up_keys_is_slowed_down_as_an_address(tmp_path: Path) -> None:
+    # At a rate that no machine is too slow for.
+    with run_edge(tmp_path, {"rate=200r/s": "rate=1r/s", "burst=400": "burst=4"}) as alone:
+        found = [alone.ask("GET", "/info", headers={"Authorization": f"Bearer {number}"}) for number in range(40)]
+    statuses = [status for status, _, _ in found]
+    assert statuses[:5] == [200] * 5
+    assert 429 in statuses
+    error = ErrorReply.model_validate_json(found[statuses.index(429)][2]).error
+    assert (error.type, error.retry_after_s) == ("rate_limit_error", 2)
+
+
+@needs_nginx
 @pytest.mark.parametrize("path", ["/-/healthz", "/-/routes", "/metrics", "//metrics", "/%2d/healthz", "/x/../-/routes"])
 def test_pages_for_the_inside_stay_inside(edge: Edge, path: str) -> None:
     num_seen = len(edge.backend.requests)
