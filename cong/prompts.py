@@ -8,10 +8,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
+import fsspec.utils
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
@@ -21,10 +23,11 @@ from cong.schemas import Prompt
 from cong.wording import brought_by, causes
 
 _FIELDS = ("prompt", "text", "messages", "token_ids")
-_JSON = (".jsonl", ".json", ".ndjson")
+_JSON = (".jsonl", ".json", ".ndjson", ".jsonlines")
 _PARQUET = (".parquet", ".pq")
 _TABLES = (".csv", ".tsv", ".xls", ".xlsx", ".ods")
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_PACKED = (".zip", ".tar", ".tgz", ".7z", ".zst", ".lz4", ".snappy", ".br")
+"""May hold many files, of which only one would be read, or need packages that are not there."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ROWS_AT_ONCE = 1024
 
@@ -90,23 +93,28 @@ def open_prompts(
 ) -> PromptSource:
     """Prompts of a file (`.jsonl`, `.parquet`, else a text per line), a folder of `datasets`, a URL, or a hub id.
 
+    Endings count in small and in capital letters, and behind them `.gz`, `.bz2`, `.xz` and what else fsspec unpacks.
     Empty lines of text files are left out; columns that are not asked for are ignored.
     """
     columns = columns or Columns()
     path = Path(source)
-    name = path.name.removesuffix(path.suffix) if path.suffix in _COMPRESSED else path.name
-    suffix = Path(name).suffix
+    suffix, compression = _form_of(source)
     if not source:
         raise ConfigError("no source of prompts is given; give a file, a folder, a URL or a hub id")
     if suffix in _PARQUET and not path.is_dir():
-        found = _parquet(source, columns)
+        found = _parquet(source, columns, compression)
     elif "://" in source or path.is_file():
         if suffix in _TABLES:
             raise ConfigError(
                 f"{source} is a table, and its lines are no prompts; write it as JSON lines (.jsonl) with a prompt in "
                 "each, or as Parquet (.parquet)"
             )
-        found = _lines(source, columns, is_json=suffix in _JSON)
+        if suffix in _PACKED:
+            raise ConfigError(
+                f"{source} is packed as {suffix}, which is not read here; unpack it, or pack the one file as .gz, .bz2 "
+                "or .xz"
+            )
+        found = _lines(source, columns, compression, is_json=suffix in _JSON)
     elif path.is_dir() or (not suffix and _HUB_ID.fullmatch(source)):
         found = _dataset(source, columns, split, revision)
     else:
@@ -116,6 +124,22 @@ def open_prompts(
             )
         raise ConfigError(f"cannot read prompts from {source}: there is no such file or folder, and it is no hub id")
     return _limited(found, limit) if limit else found
+
+
+def _form_of(source: str) -> tuple[str, str | None]:
+    """The ending that says what a file holds, in small letters, and how the file is compressed.
+
+    Of a URL, what a web server is asked beside the path tells neither; of chained ones the first with a path does.
+    """
+    if "://" in source:
+        source = next(part for part in source.split("::") if "://" in part)
+    if source.startswith(("http://", "https://")):
+        source = urlsplit(source).path
+    path = PurePosixPath(source)
+    compression = fsspec.utils.infer_compression(path.name)
+    if compression and compression != "zip":
+        path = path.with_suffix("")
+    return path.suffix.lower(), compression
 
 
 def _limited(source: PromptSource, limit: int) -> PromptSource:
@@ -129,10 +153,10 @@ def _limited(source: PromptSource, limit: int) -> PromptSource:
 # Files of lines.
 
 
-def _lines(source: str, columns: Columns, *, is_json: bool) -> PromptSource:
+def _lines(source: str, columns: Columns, compression: str | None, *, is_json: bool) -> PromptSource:
     def rows() -> Iterator[tuple[str, _Row]]:
         # Only a line feed ends a line: JSON and text may hold every other separator of Unicode.
-        for number, line in enumerate(_raw_lines(source), start=1):
+        for number, line in enumerate(_raw_lines(source, compression), start=1):
             where = f"{source}:{number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -140,20 +164,25 @@ def _lines(source: str, columns: Columns, *, is_json: bool) -> PromptSource:
                 yield where, BadRow(where, f"is not UTF-8 text: {error}")
                 continue
             if text.strip():
-                yield where, _json_row(text, where) if is_json else {"text": text}
+                yield where, _json_row(text, where) if is_json else _text_row(text, where)
 
     def count() -> int:
-        return sum(bool(line.strip()) for line in _raw_lines(source))
+        return sum(bool(line.strip()) for line in _raw_lines(source, compression))
 
     return PromptSource(source, rows, count, columns if is_json else Columns(), "://" not in source)
 
 
-def _raw_lines(source: str) -> Iterator[bytes]:
+def _raw_lines(source: str, compression: str | None) -> Iterator[bytes]:
     try:
-        with fsspec.open(source, "rb", compression="infer") as file:
+        with fsspec.open(source, "rb", compression=compression) as file:
             yield from file
     except (OSError, EOFError, ValueError, ImportError) as error:
         raise ConfigError(f"cannot read prompts from {source}: {error}") from error
+
+
+def _text_row(text: str, where: str) -> _Row:
+    # What is no text may be UTF-8 all the same, as a tar or a table of Arrow's is.
+    return BadRow(where, "holds a zero byte; is the file text?") if "\0" in text else {"text": text}
 
 
 def _json_row(text: str, where: str) -> _Row:
@@ -167,10 +196,10 @@ def _json_row(text: str, where: str) -> _Row:
 # Columns.
 
 
-def _parquet(source: str, columns: Columns) -> PromptSource:
+def _parquet(source: str, columns: Columns, compression: str | None) -> PromptSource:
     def opened() -> Any:
         try:
-            return fsspec.open(source, "rb").open()
+            return fsspec.open(source, "rb", compression=compression).open()
         except (OSError, ValueError, ImportError) as error:
             raise ConfigError(f"cannot read prompts from {source}: {error}") from error
 

@@ -1,9 +1,15 @@
 """Prompts from every source: in order, with ids that stay, row by row, and wrong rows by name."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
+import threading
+import zipfile
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +118,64 @@ def test_compressed_lines_are_read(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(ConfigError, match="cannot read prompts"):
         list(read_prompts(path))
+
+
+LINES = b'{"prompt": "one"}\n{"prompt": "two"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ROWS.JSONL", LINES),
+        ("rows.jsonlines", LINES),
+        ("rows.Json.GZ", gzip.compress(LINES)),
+        ("rows.jsonl.lzma", lzma.compress(LINES, lzma.FORMAT_ALONE)),
+        ("rows.jsonl.bz2", bz2.compress(LINES)),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_what_a_file_holds_is_known_by_its_ending_however_it_is_written(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert [prompt.text for prompt in open_prompts(str(tmp_path / name)).strict()] == ["one", "two"]
+
+
+def test_a_web_server_is_asked_for_a_file_with_more_than_its_path(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(LINES)
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(LINES))
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("rows.jsonl?download=true", "rows.jsonl.gz?download=true#L2"):
+            source = open_prompts(f"http://127.0.0.1:{server.server_port}/{name}")
+            assert [prompt.text for prompt in source.strict()] == ["one", "two"]
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *what: Any) -> None: ...
+
+
+def test_of_chained_urls_the_first_path_says_what_there_is(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
+        packed.writestr("rows.jsonl", LINES)
+    source = open_prompts(f"zip://rows.jsonl::file://{tmp_path}/all.zip")
+    assert [prompt.text for prompt in source.strict()] == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.zip", "rows.tar.gz", "rows.tgz", "rows.jsonl.7z"])
+def test_what_may_hold_many_files_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(LINES))
+    with pytest.raises(ConfigError, match=r"is not read here; unpack it, or pack the one file as \.gz"):
+        open_prompts(str(tmp_path / name))
+
+
+def test_a_table_of_arrow_s_is_not_taken_for_text(tmp_path: Path) -> None:
+    (tmp_path / "rows.arrow").write_bytes(b"ARROW1\0\0one\ntwo\n")
+    bad, good = open_prompts(str(tmp_path / "rows.arrow"))
+    assert str(bad).endswith("rows.arrow:1 holds a zero byte; is the file text?")
+    assert good == Prompt(text="two")
 
 
 def test_sources_at_urls_are_read() -> None:
