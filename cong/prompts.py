@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,13 +15,12 @@ from urllib.parse import urlsplit
 
 import fsspec
 import fsspec.utils
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from cong.errors import ConfigError
+from cong.errors import ConfigError, CongError
 from cong.schemas import Prompt
-from cong.wording import brought_by, causes
+from cong.wording import brought_by, causes, with_remedy
 
 _FIELDS = ("prompt", "text", "messages", "token_ids")
 _JSON = (".jsonl", ".json", ".ndjson", ".jsonlines")
@@ -142,6 +142,20 @@ def _form_of(source: str) -> tuple[str, str | None]:
     return path.suffix.lower(), compression
 
 
+@contextmanager
+def _reading(source: str, remark: str = "") -> Iterator[None]:
+    """Around all that opens and reads: every store, codec and format has errors of its own."""
+    try:
+        yield
+    except CongError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and error.strerror:
+            said = with_remedy(error)
+        raise ConfigError(f"cannot read prompts from {source}{remark}: {said}") from error
+
+
 def _limited(source: PromptSource, limit: int) -> PromptSource:
     def count() -> int | None:
         num_rows = source.count()
@@ -154,9 +168,13 @@ def _limited(source: PromptSource, limit: int) -> PromptSource:
 
 
 def _lines(source: str, columns: Columns, compression: str | None, *, is_json: bool) -> PromptSource:
+    def raw_lines() -> Iterator[bytes]:
+        with _reading(source), fsspec.open(source, "rb", compression=compression) as file:
+            yield from file
+
     def rows() -> Iterator[tuple[str, _Row]]:
         # Only a line feed ends a line: JSON and text may hold every other separator of Unicode.
-        for number, line in enumerate(_raw_lines(source, compression), start=1):
+        for number, line in enumerate(raw_lines(), start=1):
             where = f"{source}:{number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -167,17 +185,9 @@ def _lines(source: str, columns: Columns, compression: str | None, *, is_json: b
                 yield where, _json_row(text, where) if is_json else _text_row(text, where)
 
     def count() -> int:
-        return sum(bool(line.strip()) for line in _raw_lines(source, compression))
+        return sum(bool(line.strip()) for line in raw_lines())
 
     return PromptSource(source, rows, count, columns if is_json else Columns(), "://" not in source)
-
-
-def _raw_lines(source: str, compression: str | None) -> Iterator[bytes]:
-    try:
-        with fsspec.open(source, "rb", compression=compression) as file:
-            yield from file
-    except (OSError, EOFError, ValueError, ImportError) as error:
-        raise ConfigError(f"cannot read prompts from {source}: {error}") from error
 
 
 def _text_row(text: str, where: str) -> _Row:
@@ -197,31 +207,23 @@ def _json_row(text: str, where: str) -> _Row:
 
 
 def _parquet(source: str, columns: Columns, compression: str | None) -> PromptSource:
-    def opened() -> Any:
-        try:
-            return fsspec.open(source, "rb", compression=compression).open()
-        except (OSError, ValueError, ImportError) as error:
-            raise ConfigError(f"cannot read prompts from {source}: {error}") from error
+    @contextmanager
+    def opened() -> Iterator[pq.ParquetFile]:
+        with _reading(source), fsspec.open(source, "rb", compression=compression) as file:
+            yield pq.ParquetFile(file)
 
     def rows() -> Iterator[tuple[str, _Row]]:
-        with opened() as file:
-            try:
-                table = pq.ParquetFile(file)
-                wanted = _wanted(table.schema_arrow.names, columns, source)
-                number = 0
-                for batch in table.iter_batches(_ROWS_AT_ONCE, columns=wanted):
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield f"{source}:{number}", row
-            except pa.ArrowException as error:
-                raise ConfigError(f"cannot read prompts from {source}: {error}") from error
+        with opened() as table:
+            wanted = _wanted(table.schema_arrow.names, columns, source)
+            number = 0
+            for batch in table.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{source}:{number}", row
 
     def count() -> int:
-        with opened() as file:
-            try:
-                return int(pq.ParquetFile(file).metadata.num_rows)
-            except pa.ArrowException as error:
-                raise ConfigError(f"cannot read prompts from {source}: {error}") from error
+        with opened() as table:
+            return int(table.metadata.num_rows)
 
     return PromptSource(source, rows, count, columns, "://" not in source)
 
@@ -231,7 +233,8 @@ def _dataset(source: str, columns: Columns, split: str, revision: str | None) ->
         import datasets
 
     is_saved = any((Path(source) / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
-    try:
+    origin = "the dataset in" if Path(source).is_dir() else "no file or folder is named so here, so from the hub's"
+    with _reading(source, f" ({origin} {source})"):
         if is_saved:
             loaded = datasets.load_from_disk(source)
             if isinstance(loaded, datasets.DatasetDict):
@@ -240,15 +243,13 @@ def _dataset(source: str, columns: Columns, split: str, revision: str | None) ->
                 loaded = loaded[split]
         else:
             loaded = datasets.load_dataset(source, split=split, revision=revision, streaming=True)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        origin = "the dataset in" if Path(source).is_dir() else "no file or folder is named so here, so from the hub's"
-        raise ConfigError(f"cannot read prompts from {source} ({origin} {source}): {error}") from error
 
     def rows() -> Iterator[tuple[str, _Row]]:
-        known = loaded.column_names
-        chosen = loaded.select_columns(_wanted(known, columns, source)) if known else loaded
-        for number, row in enumerate(chosen):
-            yield f"{source}[{number}]", row
+        with _reading(source):
+            known = loaded.column_names
+            chosen = loaded.select_columns(_wanted(known, columns, source)) if known else loaded
+            for number, row in enumerate(chosen):
+                yield f"{source}[{number}]", row
 
     def count() -> int | None:
         if is_saved:

@@ -261,6 +261,66 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest
         list(open_prompts(source))
 
 
+def damaged(content: bytes) -> bytes:
+    """With a hole where the compressed data is, behind all headers."""
+    return content[:3000] + b"\xff" * 50 + content[3050:]
+
+
+MANY = b"".join(b'{"prompt": "%d"}\n' % (number * 2654435761 % 2**32) for number in range(5000))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("rows.jsonl.gz", damaged(gzip.compress(MANY)), "while decompressing data"),
+        ("rows.jsonl.xz", damaged(lzma.compress(MANY)), "LZMAError: Corrupt input data"),
+        ("rows.jsonl.bz2", bz2.compress(MANY)[:3000], "EOFError: Compressed file ended"),
+    ],
+    ids=["gz", "xz", "bz2"],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    source = open_prompts(str(tmp_path / name))
+    for read in (source.count, lambda: list(source)):
+        with pytest.raises(ConfigError, match=rf"cannot read prompts from .*{name}: .*{said}"):
+            read()
+
+
+class CuttingHandler(QuietHandler):
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(2 * len(MANY)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(MANY)
+        self.close_connection = True
+
+
+def test_a_download_that_breaks_off_is_told_with_its_address() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), CuttingHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ConfigError, match=r"cannot read prompts from http://.*/cut\.jsonl: .* not completed"):
+            list(open_prompts(f"http://127.0.0.1:{server.server_port}/cut.jsonl"))
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.jsonl": '{"prompt": "one"}\n{"prompt": \n'},
+        {"a.jsonl": '{"prompt": "one"}\n', "b.jsonl": '{"text": "two"}\n'},
+    ],
+    ids=["no JSON", "other columns"],
+)
+def test_a_folder_whose_files_cannot_be_read_as_one_dataset_is_named(tmp_path: Path, files: dict[str, str]) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=f"cannot read prompts from {tmp_path}"):
+        list(open_prompts(str(tmp_path)))
+
+
 def test_a_pipe_is_told_to_be_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match="it is no file, and prompts are read twice; write one"):
