@@ -265,11 +265,14 @@ def _wanted(names: Iterable[str], columns: Columns, source: str) -> list[str]:
     fields = (columns.prompt,) if columns.prompt else _FIELDS
     if not there.intersection(fields):
         raise ConfigError(
-            f"{source} has none of the columns {', '.join(fields)}; it has {', '.join(sorted(there))}: name one of them"
+            f"{source} has none of the columns {', '.join(fields)}; it has {', '.join(sorted(there))}: name one of them "
+            "as prompt_column"
         )
     forms = there.intersection(fields) - ({"text"} if "prompt" in there else set())
     if len(forms) > 1:
-        raise ConfigError(f"{source} has the columns {', '.join(sorted(forms))}; name the one that holds the prompts")
+        raise ConfigError(
+            f"{source} has the columns {', '.join(sorted(forms))}; name the one that holds the prompts as prompt_column"
+        )
     return [*forms, *({columns.prompt_id} & there)]
 
 
@@ -284,6 +287,8 @@ def _prompt(row: Mapping[str, Any], where: str, columns: Columns) -> Prompt | Ba
     fields: dict[str, Any] = {}
     for name, value in given.items():
         fields.setdefault(_form(name, value), _without_nulls(value))
+    if len(fields) > 1:
+        return BadRow(where, f"has the fields {', '.join(given)}; name the one that holds the prompt as prompt_column")
     prompt_id = row.get(columns.prompt_id)
     if isinstance(prompt_id, int) and not isinstance(prompt_id, bool):
         prompt_id = str(prompt_id)

@@ -217,7 +217,9 @@ def test_wrong_rows_are_named_and_do_not_hide_the_others(tmp_path: Path) -> None
     bad = [item for item in items if isinstance(item, BadRow)]
     assert [item.where for item in bad] == [f"{path}:{number}" for number in range(2, 9)]
     for item, word in zip(
-        bad, ("not JSON", "is a list", "none of the fields", "text", "UTF-8", "exactly one", "prompt_id"), strict=True
+        bad,
+        ("not JSON", "is a list", "none of the fields", "text", "UTF-8", "as prompt_column", "prompt_id"),
+        strict=True,
     ):
         assert word in item.problem
     with pytest.raises(ConfigError, match=r"rows\.jsonl:2 is not JSON"):
