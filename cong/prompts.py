@@ -18,6 +18,7 @@ import fsspec.utils
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from cong.config.jobs import PromptsConfig
 from cong.errors import ConfigError, CongError
 from cong.schemas import Prompt
 from cong.wording import brought_by, causes, with_remedy
@@ -124,6 +125,17 @@ def open_prompts(
             )
         raise ConfigError(f"cannot read prompts from {source}: there is no such file or folder, and it is no hub id")
     return _limited(found, limit) if limit else found
+
+
+def prompts_of(settings: PromptsConfig) -> PromptSource:
+    """The prompts that a configuration names."""
+    return open_prompts(
+        settings.source,
+        Columns(settings.prompt_column, settings.id_column),
+        split=settings.split,
+        revision=settings.revision,
+        limit=settings.max_prompts,
+    )
 
 
 def _form_of(source: str) -> tuple[str, str | None]:
@@ -265,8 +277,8 @@ def _wanted(names: Iterable[str], columns: Columns, source: str) -> list[str]:
     fields = (columns.prompt,) if columns.prompt else _FIELDS
     if not there.intersection(fields):
         raise ConfigError(
-            f"{source} has none of the columns {', '.join(fields)}; it has {', '.join(sorted(there))}: name one of them "
-            "as prompt_column"
+            f"{source} has none of the columns {', '.join(fields)}; it has {', '.join(sorted(there))}: name one of "
+            "them as prompt_column"
         )
     forms = there.intersection(fields) - ({"text"} if "prompt" in there else set())
     if len(forms) > 1:

@@ -23,7 +23,7 @@ from cong.client.ledger import Ledger
 from cong.client.units import Ask, Units
 from cong.config import RunConfig, dump_config
 from cong.errors import ConfigError, CongError, Overloaded, Unavailable, Unreachable
-from cong.prompts import BadRow, Columns, PromptSource, open_prompts
+from cong.prompts import BadRow, PromptSource, prompts_of
 from cong.schemas import Prompt
 from cong.telemetry import Progress, configure_logging, progress, track
 from cong.wire import InfoReply
@@ -77,16 +77,9 @@ class Job:
         self.config = config
         self.settings = config.sampling_job
         self.folder = config.output_dir / "sampling"
-        prompts = self.settings.prompts
-        if not prompts.source:
+        if not self.settings.prompts.source:
             raise ConfigError("sampling_job.prompts.source is empty; name a file, a folder, a URL or a hub id")
-        self.prompts: PromptSource = open_prompts(
-            prompts.source,
-            Columns(prompts.prompt_column, prompts.id_column),
-            split=prompts.split,
-            revision=prompts.revision,
-            limit=prompts.max_prompts,
-        )
+        self.prompts = prompts_of(self.settings.prompts)
         self.ask = Ask(config.sampling, self.settings.num_samples, self.settings.store, self.settings.deadline_s)
 
     def client(self) -> AsyncClient:

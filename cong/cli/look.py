@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cong.cli.config import Commands, add_config_options, print_config, resolve_config
+from cong.config import RunConfig
 from cong.errors import ConfigError
 from cong.files import make_folder
 from cong.wording import require_installed
@@ -18,7 +19,7 @@ def _look(arguments: argparse.Namespace) -> int:
     config = resolve_config(arguments)
     if arguments.dry_run:
         return print_config(config)
-    prompts = _prompts(arguments)
+    prompts = _prompts(config, arguments)
     if arguments.html is not None:
         require_installed("report", "jinja2")
         if arguments.html.is_dir():
@@ -57,8 +58,8 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; write it as 0,0.4,0.8") from error
 
 
-def _prompts(arguments: argparse.Namespace) -> "Sequence[Prompt]":
-    from cong.prompts import open_prompts
+def _prompts(config: RunConfig, arguments: argparse.Namespace) -> "Sequence[Prompt]":
+    from cong.prompts import prompts_of
     from cong.schemas import Message, Prompt
 
     if bool(arguments.prompt) == (arguments.prompts is not None):
@@ -71,7 +72,8 @@ def _prompts(arguments: argparse.Namespace) -> "Sequence[Prompt]":
         raise ConfigError("--chat is for prompts that are arguments; a file says itself what is a conversation")
     if arguments.num_prompts < 1:
         raise ConfigError(f"--num-prompts is {arguments.num_prompts}; give at least 1")
-    prompts = list(open_prompts(arguments.prompts, limit=arguments.num_prompts).strict())
+    named = {"source": arguments.prompts, "max_prompts": arguments.num_prompts}
+    prompts = list(prompts_of(config.sampling_job.prompts.model_copy(update=named)).strict())
     if not prompts:
         raise ConfigError(f"{arguments.prompts} holds no prompts")
     return prompts

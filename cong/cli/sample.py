@@ -161,20 +161,18 @@ def _open_sink(config: RunConfig, arguments: argparse.Namespace) -> Iterator[_Si
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from cong.prompts import Columns, open_prompts
+    from cong.prompts import prompts_of
 
     config = resolve_config(arguments)
+    named = config.sampling_job.prompts.model_copy(update={"source": arguments.prompts})
     if arguments.dry_run:
-        how = config.sampling_job.prompts.model_copy(update={"source": arguments.prompts})
-        job = config.sampling_job.model_copy(update={"prompts": how})
+        job = config.sampling_job.model_copy(update={"prompts": named})
         asked = config.model_copy(update={"sampling_job": job})
         print_sampling_estimate(asked, num_samples=arguments.num_samples, is_served=arguments.url is not None)
         return print_config(config)
     if not 1 <= arguments.num_samples <= _MAX_SAMPLES:
         raise ConfigError(f"--num-samples is {arguments.num_samples}; give at least 1 and at most {_MAX_SAMPLES}")
-    how = config.sampling_job.prompts
-    columns = Columns(how.prompt_column, how.id_column)
-    prompts = open_prompts(arguments.prompts, columns, split=how.split, revision=how.revision, limit=how.max_prompts)
+    prompts = prompts_of(named)
     if next(prompts.strict(), None) is None:
         raise ConfigError(f"{arguments.prompts} holds no prompts")
     if arguments.url is None:

@@ -12,7 +12,7 @@ from cong.errors import ConfigError
 from cong.estimate.accelerators import Machines, machines
 from cong.estimate.sampling import SamplingEstimate, SamplingWork, estimate_sampling
 from cong.estimate.training import TrainingEstimate, TrainingWork, estimate_training
-from cong.prompts import Columns, open_prompts
+from cong.prompts import prompts_of
 
 
 def planned_sampling(config: RunConfig, num_samples: int | None = None, *, is_served: bool) -> SamplingEstimate:
@@ -75,9 +75,8 @@ def _named(accelerator: str) -> str:
 def prompts_to_count(config: RunConfig, prompts: PromptsConfig, setting: str) -> int:
     """Prompts of a file, or as many as are reckoned with where it is not there."""
     if Path(prompts.source).exists():
-        columns = Columns(prompts.prompt_column, prompts.id_column)
         with suppress(ConfigError):
-            found = open_prompts(prompts.source, columns, split=prompts.split, limit=prompts.max_prompts).count()
+            found = prompts_of(prompts).count()
             if found is not None:
                 return found
     return _reckoned(config.estimate.num_prompts, prompts.source, setting, "num_prompts")

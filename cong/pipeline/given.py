@@ -25,7 +25,7 @@ from cong.pipeline.book import (
     WEAK_BASE,
 )
 from cong.pipeline.stage import Product
-from cong.prompts import BadRow, Columns, open_prompts
+from cong.prompts import BadRow, prompts_of
 from cong.schemas import Prompt, content_key
 
 
@@ -49,13 +49,7 @@ def read_prompt_set(config: RunConfig) -> PromptSet:
     settings = config.sampling_job.prompts
     if not settings.source:
         raise ConfigError("pipeline.prompts.source is empty; name a file, a folder, a URL or a hub id")
-    source = open_prompts(
-        settings.source,
-        Columns(settings.prompt_column, settings.id_column),
-        split=settings.split,
-        revision=settings.revision,
-        limit=settings.max_prompts,
-    )
+    source = prompts_of(settings)
     contents: set[str] = set()
     ids: set[str] = set()
     prompts, bad_rows, num_repeated = [], [], 0

@@ -140,6 +140,15 @@ def test_the_command_shows_tokens_and_leaves_a_page(tmp_path: Path, capsys: pyte
     assert "Prompt 2, token by token" in page.read_text()
 
 
+def test_a_file_is_read_as_the_settings_of_prompts_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"task": "Saxc=", "text": "another column"}\n')
+    column = ["--set", "sampling_job.prompts.prompt_column=task"]
+    assert command("--prompts", str(rows), "--alpha", "0.4", *column) == 0
+    assert "Saxc=" in (shown := capsys.readouterr().out)
+    assert "another column" not in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
