@@ -121,6 +121,8 @@ class Bulk:
         """Asked for in this run and not done: in flight or given up."""
         self._met: set[int] = set()
         """Hashes of all units met in this run."""
+        self._ids: dict[int, int] = {}
+        """Of the ids met in this run, hashed: the unit that came first under each."""
         self._num_failures_in_a_row = 0
         self._stopping = asyncio.Event()
         self._error: BaseException | None = None
@@ -166,6 +168,11 @@ class Bulk:
 
     async def _settle(self, prompt: Prompt) -> None:
         ask, unit = self._ask, self._units.of(prompt)
+        if self._ids.setdefault(hash(prompt.prompt_id), hash(unit)) != hash(unit):
+            reason = "a prompt before it has the same id; samples are joined by it, so give each its own"
+            self._give_up(GivenUp(prompt, "DuplicateId", reason, is_final=True))
+            self.tally.num_failed += 1
+            return
         self.tally.num_shared += hash(unit) in self._met
         self._met.add(hash(unit))
         if unit in self._seen or unit in self._done:

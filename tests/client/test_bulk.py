@@ -149,6 +149,20 @@ def test_a_prompt_that_stands_there_twice_is_asked_once() -> None:
     assert tally.num_shared == 5
 
 
+def test_of_two_prompts_with_one_id_the_second_is_given_up_whether_or_not_the_first_is_done() -> None:
+    same = Prompt(text="prompt 7", prompt_id="p1")
+    run = Run(good)
+    tally = run([*prompts(range(3)), same, *prompts([1])])
+    assert (tally.num_done, tally.num_known, tally.num_failed) == (3, 1, 1)
+    (failure,) = run.given_up
+    assert (failure.error, failure.prompt) == ("DuplicateId", same)
+    assert failure.is_final
+    assert failure.reason == "a prompt before it has the same id; samples are joined by it, so give each its own"
+    again = Run(good, done=run.done)
+    assert again([*prompts(range(3)), same]).num_failed == 1
+    assert not again.requests
+
+
 def test_samples_that_are_kept_under_another_id_are_told() -> None:
     run = Run(good)
     assert run(prompts(range(5))).num_shared == 0
