@@ -38,8 +38,14 @@ def _training(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return print_config(config)
     _require_counts(arguments)
-    length = config.train.batches.max_example_tokens - arguments.prompt_tokens
-    responses = length if arguments.response_tokens is None else arguments.response_tokens
+    most = config.train.batches.max_example_tokens
+    length = arguments.prompt_tokens + (arguments.response_tokens or 1)
+    if length > most:
+        raise ConfigError(
+            f"a mean of {length:g} tokens is asked for, and train.batches.max_example_tokens = {most} lets no example "
+            "be longer; raise it, or give fewer as --prompt-tokens or --response-tokens"
+        )
+    responses = most - arguments.prompt_tokens if arguments.response_tokens is None else arguments.response_tokens
     work = TrainingWork(arguments.num, arguments.prompt_tokens, responses, arguments.like)
     named = arguments.accelerator or config.estimate.accelerator
     estimate = estimate_training(config, work, machines(_required(named), arguments.devices))

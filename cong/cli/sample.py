@@ -164,14 +164,14 @@ def _sample(arguments: argparse.Namespace) -> int:
     from cong.prompts import prompts_of
 
     config = resolve_config(arguments)
+    if not 1 <= arguments.num_samples <= _MAX_SAMPLES:
+        raise ConfigError(f"--num-samples is {arguments.num_samples}; give at least 1 and at most {_MAX_SAMPLES}")
     named = config.sampling_job.prompts.model_copy(update={"source": arguments.prompts})
     if arguments.dry_run:
         job = config.sampling_job.model_copy(update={"prompts": named})
         asked = config.model_copy(update={"sampling_job": job})
         print_sampling_estimate(asked, num_samples=arguments.num_samples, is_served=arguments.url is not None)
         return print_config(config)
-    if not 1 <= arguments.num_samples <= _MAX_SAMPLES:
-        raise ConfigError(f"--num-samples is {arguments.num_samples}; give at least 1 and at most {_MAX_SAMPLES}")
     prompts = prompts_of(named)
     if next(prompts.strict(), None) is None:
         raise ConfigError(f"{arguments.prompts} holds no prompts")

@@ -75,10 +75,13 @@ def _named(accelerator: str) -> str:
 def prompts_to_count(config: RunConfig, prompts: PromptsConfig, setting: str) -> int:
     """Prompts of a file, or as many as are reckoned with where it is not there."""
     if Path(prompts.source).exists():
+        found = None
         with suppress(ConfigError):
             found = prompts_of(prompts).count()
-            if found is not None:
-                return found
+        if found == 0:
+            raise ConfigError(f"{setting} is {prompts.source!r}, which holds no prompts")
+        if found is not None:
+            return found
     return _reckoned(config.estimate.num_prompts, prompts.source, setting, "num_prompts")
 
 

@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 
+from cong.cli import main
 from cong.cli.dry_run import print_estimate
 from cong.config import RunConfig, load_config
 from cong.config.estimate import Device
@@ -39,6 +40,18 @@ def test_prompts_that_are_there_are_counted_and_others_reckoned_with(tmp_path: P
     assert planned_sampling(away, is_served=True).num_samples == 60_000
     with pytest.raises(ConfigError, match=r"none\.jsonl.*cannot be counted now; estimate\.num_prompts can say"):
         planned_sampling(run("sampling_job.prompts.source=none.jsonl"), is_served=True)
+
+
+def test_a_file_without_prompts_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n")
+    with pytest.raises(ConfigError, match=r"prompts\.jsonl', which holds no prompts"):
+        planned_sampling(run(f"sampling_job.prompts.source={file}", "estimate.num_prompts=60000"), is_served=True)
+    command = ["sample", "--prompts", str(file), "--dry-run", *(f"--set={setting}" for setting in PAIR)]
+    assert main(command) == 0
+    assert "# What it takes is not known" in capsys.readouterr().out
+    assert main([*command, "--num-samples", "-3"]) == 2
+    assert "--num-samples is -3; give at least 1" in capsys.readouterr().err
 
 
 def test_a_service_has_its_samplers_and_a_process_one_device() -> None:

@@ -207,6 +207,20 @@ def test_the_commands_print_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the size of 'nobody' is not known" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "tokens"), [(["--prompt-tokens", "5000"], 5001), (["--response-tokens", "4000"], 4200)]
+)
+def test_a_mean_beyond_what_each_example_is_held_to_is_refused(
+    capsys: pytest.CaptureFixture[str], options: list[str], tokens: int
+) -> None:
+    amounts = ["--num", "10", "--accelerator", "H100", "--set", "models.strong.source=Qwen2.5-7B"]
+    assert main(["estimate", "training", *amounts, *options]) == 2
+    said = (
+        f"a mean of {tokens} tokens is asked for, and train.batches.max_example_tokens = 4096 lets no example be longer"
+    )
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--num", "--devices", "--prompt-tokens", "--response-tokens"])
 def test_amounts_that_are_none_are_refused(capsys: pytest.CaptureFixture[str], option: str) -> None:
     amounts = ["--num", "10", "--accelerator", "H100", option, "-5"]
