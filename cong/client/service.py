@@ -4,7 +4,7 @@ import logging
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -169,6 +169,9 @@ class Service:
             return self._refused(head, b"" if isinstance(body, Broken) else body)
         if isinstance(body, Broken):
             return broken(body, self.url)
+        if not head.headers.get("content-type", JSON).startswith(JSON):
+            # The page of a proxy, which may pass, or of an address that is no cong: the last try tells what it says.
+            return replace(self._refused(head, body), is_passing=True)
         try:
             return read_document(model, body, self.url)
         except CutDocument as error:

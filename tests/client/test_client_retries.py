@@ -337,6 +337,15 @@ def test_a_stranger_at_the_address_is_told_at_once(
     assert len(service.requests) == 1
 
 
+def test_a_page_in_the_place_of_samples_may_pass_and_is_told_in_the_end(face: Face) -> None:
+    page = httpx.Response(200, text="<html>We are back soon</html>")
+    assert face(Script(page, json_reply(GOOD))).sample("x") == GOOD
+    service = Script(page)
+    with pytest.raises(BadReply, match=r"status 200, '<html>We are back soon</html>'; check the address \(given up"):
+        face(service, patience=Patience(max_tries=3)).sample("x")
+    assert len(service.requests) == 3
+
+
 def test_a_health_that_was_cut_is_asked_for_again(face: Face) -> None:
     cut = httpx.Response(200, headers={"content-type": "application/json"}, content=b'{"status": "o')
     assert face(Script(cut, json_reply(HealthReply(status="ok")))).wait_ready(60.0).status == "ok"
