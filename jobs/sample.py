@@ -202,10 +202,10 @@ def stop_on_signals(bulk: Bulk, grace_s: float) -> None:
     numbers = (signal.SIGTERM, signal.SIGINT)
 
     def stop(number: signal.Signals) -> None:
-        logger.info("asked to stop by %s: waiting up to %.0f s for the prompts in flight", number.name, grace_s)
-        bulk.stop(f"by {number.name}")
         for each in numbers:
             loop.remove_signal_handler(each)
+        bulk.stop(f"by {number.name}")
+        logger.info("asked to stop by %s: waiting up to %.0f s for the prompts in flight", number.name, grace_s)
 
     for number in numbers:
         loop.add_signal_handler(number, stop, number)
@@ -256,6 +256,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CongError as error:
         print(f"jobs.sample: {error}", file=sys.stderr)
         return EXIT_WRONG
+    except KeyboardInterrupt:
+        print("jobs.sample: interrupted; run it again for the rest", file=sys.stderr)
+        return EXIT_STOPPED
 
 
 if __name__ == "__main__":

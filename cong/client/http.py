@@ -44,8 +44,8 @@ def head_of(response: httpx.Response) -> Head:
 def broken(error: httpx.RequestError, step: Open) -> Broken:
     """What happened to a connection, in words."""
     if isinstance(error, httpx.ConnectTimeout):
-        return Broken(f"no connection within {step.connect_s:g} s")
+        return Broken(f"no connection within {step.connect_s:.3g} s")
     if isinstance(error, httpx.TimeoutException):
-        return Broken(f"nothing came for {step.idle_s:g} s")
+        return Broken(f"nothing came for {step.idle_s:.3g} s")
     what = "no connection" if isinstance(error, httpx.ConnectError) else "the connection broke"
     return Broken(f"{what}: {str(error) or type(error).__name__}")

@@ -181,6 +181,28 @@ def test_a_signal_lets_what_is_in_flight_finish_and_says_that_there_is_more(
     assert stored(service) == expected()
 
 
+def test_an_interrupt_before_the_first_prompt_and_a_second_one_end_the_job_in_one_line(
+    service: HeldService, prompts: Path
+) -> None:
+    process = start(service, f"sampling_job.url=http://127.0.0.1:{free_port()}")
+    assert process.stderr is not None
+    assert any("is waited for" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, err) == (EXIT_STOPPED, "jobs.sample: interrupted; run it again for the rest\n")
+    service.max_records = 6
+    process = start(service)
+    wait_for_records(service, process, 6)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert any("asked to stop by SIGINT" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == EXIT_STOPPED
+    assert err.endswith("jobs.sample: interrupted; run it again for the rest\n")
+    assert "Traceback" not in err
+
+
 def test_a_service_that_is_away_for_a_while_is_waited_for(service: HeldService, prompts: Path) -> None:
     service.max_records = 6
     process = start(service)
