@@ -5,6 +5,7 @@ import asyncio
 import signal
 import sys
 from collections import defaultdict
+from dataclasses import replace
 
 from cong.cli.samples_file import SamplesFile
 from cong.client import AsyncClient, Patience
@@ -35,6 +36,57 @@ def sample_from_service(config: RunConfig, arguments: argparse.Namespace, prompt
             sink.close()
 
 
+class _Into:
+    """The file that replies go into, where there is one; each key is in it once."""
+
+    def __init__(self, sink: SamplesFile | None) -> None:
+        self._sink = sink
+        self._owners: dict[str, str] = {}
+        """Of each key, the id of the prompt under which it is in the file."""
+        self._num_written = 0
+        self._num_there = 0
+        """Replies with nothing new."""
+        self._num_shared = 0
+        """Prompts whose samples are there under another one's id: their tokens are equal, as only the service knows."""
+
+    def take(self, reply: SampleReply) -> None:
+        """Add what is not there."""
+        if self._sink is None:
+            return
+        records = [sample.record for sample in reply.samples]
+        new = [record for record in records if record.key not in self._sink.keys]
+        for record in new:
+            self._sink.write(record)
+        self._num_written += len(new)
+        self._num_there += not new
+        ids = [(self._owners.setdefault(r.key, r.prompt.prompt_id), r.prompt.prompt_id) for r in records]
+        self._num_shared += any(owner != own for owner, own in ids)
+
+    def corrected(self, tally: Tally) -> Tally:
+        """What became of the prompts, as the file has it."""
+        return replace(
+            tally,
+            num_samples=self._num_written,
+            num_done=tally.num_done - self._num_there,
+            num_known=tally.num_known + self._num_there,
+            num_shared=tally.num_shared + self._num_shared,
+        )
+
+    def prompts_there(self, ask: Ask) -> set[str]:
+        """Names of the prompts of which the file holds every sample that is wanted."""
+        indices: dict[str, set[int]] = defaultdict(set)
+        for row in self._sink.rows() if self._sink is not None else ():
+            try:
+                networks = [(network["role"], network["fingerprint"]) for network in row["networks"]]
+                deployment = networks_name(networks, row["tokenizer_fingerprint"])
+                unit = unit_name(deployment, row["prompt"], row["parameters"], ask.num_samples, ask.store)
+                indices[unit].add(row["sample_index"])
+                self._owners[row["key"]] = row["prompt"]["prompt_id"]
+            except (KeyError, TypeError):
+                continue  # of another version: its prompt is asked for again, and its key is known
+        return {unit for unit, found in indices.items() if found >= set(range(ask.num_samples))}
+
+
 async def _run(
     config: RunConfig, arguments: argparse.Namespace, prompts: PromptSource, sink: SamplesFile | None
 ) -> int:
@@ -47,7 +99,9 @@ async def _run(
             raise ConfigError(f"--store is {arguments.store}; {client.url} offers: {offered}")
         ask = Ask(config.sampling, arguments.num_samples, arguments.store, job.deadline_s)
         ask.require_offered(info, client.url)
-        there = _there(sink, ask) if sink is not None else set[str]()
+        into = _Into(sink)
+        # Of a file nobody can tell what the service keeps; it answers that without making it.
+        there = set[str]() if ask.store != "none" else into.prompts_there(ask)
         given_up: list[GivenUp] = []
         total = prompts.count()
         with progress("sampling", total, start=min(len(there), total or 0), unit="prompts") as bar:
@@ -57,13 +111,15 @@ async def _run(
                 Units(info, ask, with_stream=False),
                 Bounds(arguments.in_flight, job.max_failures_in_a_row, job.grace_s),
                 there,
-                take=lambda reply: _write(reply, sink),
+                take=into.take,
                 give_up=given_up.append,
                 settled=lambda tally: _show(bar, tally),
             )
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, _stop, bulk)
             tally = await bulk.run(prompts.strict())
+    if sink is not None:
+        tally = into.corrected(tally)
     _tell(sink.name if sink is not None else client.url, tally, given_up)
     return 1 if tally.num_failed or tally.stopped else 0
 
@@ -73,27 +129,6 @@ def _stop(bulk: Bulk) -> None:
     bulk.stop("interrupted")
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().remove_signal_handler(number)
-
-
-def _write(reply: SampleReply, sink: SamplesFile | None) -> None:
-    if sink is not None:
-        for sample in reply.samples:
-            if sample.record.key not in sink.keys:
-                sink.write(sample.record)
-
-
-def _there(sink: SamplesFile, ask: Ask) -> set[str]:
-    """Names of the prompts of which a file holds every sample that is wanted."""
-    indices: dict[str, set[int]] = defaultdict(set)
-    for row in sink.rows():
-        try:
-            networks = [(network["role"], network["fingerprint"]) for network in row["networks"]]
-            deployment = networks_name(networks, row["tokenizer_fingerprint"])
-            unit = unit_name(deployment, row["prompt"], row["parameters"], ask.num_samples, ask.store)
-            indices[unit].add(row["sample_index"])
-        except (KeyError, TypeError):
-            continue  # of another version: its prompt is asked for again, and its key is known
-    return {unit for unit, found in indices.items() if found >= set(range(ask.num_samples))}
 
 
 def _show(bar: Progress, tally: Tally) -> None:

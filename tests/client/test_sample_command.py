@@ -88,6 +88,33 @@ def test_the_service_keeps_samples_when_asked(service: ServiceThread, prompts: P
     assert sorted(record.prompt.prompt_id for record in stored) == list("abcdefgh")
 
 
+def test_what_the_file_has_is_stored_when_that_is_asked_for(
+    service: ServiceThread, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = len(service.records())
+    assert run(service, prompts, max_tokens=5) == 0
+    out = prompts.with_name("samples.jsonl")
+    content = out.read_bytes()
+    capsys.readouterr()
+    assert run(service, prompts, "--store", "local", "--out", str(out), max_tokens=5) == 0
+    assert "0 samples of 0 prompts, 8 were there" in capsys.readouterr().err
+    assert out.read_bytes() == content
+    assert len(service.records()) == before + 8
+
+
+def test_prompts_whose_tokens_are_equal_are_told_and_counted_once(
+    service: ServiceThread, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The lab's tokenizer has one token for every letter that it does not know.
+    prompts.write_text("".join(json.dumps({"prompt": f"say {c}", "prompt_id": c}) + "\n" for c in "àáâ"))
+    for num_new in (1, 0):
+        assert run(service, prompts) == 0
+        told = capsys.readouterr().err
+        assert f"{num_new} samples of {num_new} prompts, {3 - num_new} were there" in told
+        assert "prompts with the tokens of another one: 2; they have its samples" in told
+        assert len(samples(prompts)) == 1
+
+
 def test_what_is_given_up_is_named_and_the_rest_is_there(
     service: ServiceThread, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
