@@ -5,7 +5,8 @@ Fetches nothing, and reads no weights: the network is built without them, and co
 
 import copy
 import functools
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class NetworkSize:
     weights: WeightCount
     blueprint: nn.Module = field(repr=False, compare=False)
     """The network without weights."""
+    unstated: tuple[str, ...] = ()
+    """Sizes that its config.json leaves out, each with the value that transformers gives it."""
 
     @property
     def num_attended(self) -> int:
@@ -100,6 +103,9 @@ PUBLIC = {
 }
 
 
+_DECISIVE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+
+
 def size_like(name: str) -> NetworkSize:
     """The size of a public family, by the beginning of a name."""
     known = [family for family in PUBLIC if name.startswith(family)]
@@ -132,11 +138,28 @@ def _public(family: str) -> NetworkSize:
 
 def _of_folder(source: str, root: Path | None, folder: Path) -> NetworkSize:
     try:
-        return size_of_blueprint(open_blueprint(source, root=root))
+        model: Any = open_blueprint(source, root=root)
+        return replace(size_of_blueprint(model), unstated=_unstated(model.config, folder))
     except (ModelError, AttributeError) as error:
         raise ConfigError(
             f"{folder / 'config.json'} does not give the sizes of a decoder ({error}); fetch it again"
         ) from error
+
+
+def _unstated(config: Any, folder: Path) -> tuple[str, ...]:
+    content = json.loads((folder / "config.json").read_bytes())
+    decoder = config.get_text_config(decoder=True)
+    for name in config.sub_configs:
+        if getattr(config, name, None) is decoder:
+            content = content.get(name) or {}
+    usual, found = type(decoder)(), []
+    for name in _DECISIVE:
+        value = getattr(decoder, name, None)
+        is_stated = bool({name, decoder.attribute_map.get(name, name)} & content.keys())
+        # Where it is another than the usual one, config.json has said it in words of its own.
+        if isinstance(value, int) and value == getattr(usual, name, None) and not is_stated:
+            found.append(f"{name} = {value} of {folder.name}")
+    return tuple(found)
 
 
 def size_of_blueprint(model: Any) -> NetworkSize:

@@ -65,6 +65,8 @@ class SamplingEstimate:
     device_hours: float
     stream_bytes: float
     """Before compression; random log-probabilities hardly compress."""
+    unstated: tuple[str, ...] = ()
+    """Sizes of networks that transformers gives, because no config.json does."""
 
     @property
     def hours(self) -> float:
@@ -137,6 +139,7 @@ def estimate_sampling(config: RunConfig, work: SamplingWork, machines: Machines)
         tokens_per_s=num_samples * new_tokens / device_s,
         device_hours=device_s / 3600,
         stream_bytes=num_samples * (RECORD_BYTES + _NUMBER_BYTES * numbers + text),
+        unstated=tuple(dict.fromkeys(each for size in sizes for each in size.unstated)),
     )
 
 

@@ -1,5 +1,7 @@
 """Estimates as tables, each with the assumptions that it rests on."""
 
+from collections.abc import Iterable
+
 from cong.estimate.accelerators import Machines
 from cong.estimate.sampling import SamplingEstimate
 from cong.estimate.training import TrainingEstimate
@@ -22,6 +24,12 @@ def hours_text(hours: float) -> str:
     if hours >= 100:
         return f"{hours:,.0f} h"
     return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+
+
+def unstated_text(sizes: Iterable[str]) -> str:
+    """What an estimate rests on that nobody has said; empty where everything was."""
+    listed = ", ".join(dict.fromkeys(sizes))
+    return f" Not in config.json, and so what transformers takes: {listed}." if listed else ""
 
 
 def _where(on: Machines) -> str:
@@ -53,7 +61,7 @@ def sampling_table(estimate: SamplingEstimate) -> Table:
         "arithmetic that the maker states; a step reads every key it looks at and every weight once, of experts those "
         "that its samples are expected to meet if each expert is as likely as any other. Loading, and waiting for "
         "machines, come on top."
-    )
+    ) + unstated_text(estimate.unstated)
     return Table(f"Sampling on {_where(on)}", _COLUMNS, rows, caption)
 
 
@@ -81,5 +89,5 @@ def training_table(estimate: TrainingEstimate) -> Table:
         f"Assumes {on.training_operations_share:.0%} of the arithmetic that the maker states, and that "
         f"{on.usable_memory_share:.0%} of a device's memory can be used. Communication buffers, validation, "
         "loading and saving come on top."
-    )
+    ) + unstated_text(estimate.unstated)
     return Table(f"Training on {_where(on)}", _COLUMNS, rows, caption)

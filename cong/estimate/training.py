@@ -54,6 +54,8 @@ class TrainingEstimate:
     """Of one checkpoint on disk, all processes together."""
     disk_bytes: float
     """Of the checkpoints that are kept, one that is being written, and the finished network."""
+    unstated: tuple[str, ...] = ()
+    """Sizes of the network that transformers gives, because its config.json does not."""
 
     @property
     def hours(self) -> float:
@@ -117,6 +119,7 @@ def estimate_training(config: RunConfig, work: TrainingWork, machines: Machines)
         activations_bytes=_activation_bytes(train, size),
         checkpoint_bytes=checkpoint_bytes,
         disk_bytes=(train.checkpoints.num_kept + 1) * checkpoint_bytes + exported,
+        unstated=size.unstated,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cong.estimate.tables import hours_text, size_text
+from cong.estimate.tables import hours_text, size_text, unstated_text
 from cong.pipeline.board import Standing
 from cong.pipeline.costs import Cost
 from cong.pipeline.forecast import Forecast
@@ -144,4 +144,4 @@ def _caption(forecasts: Sequence[Forecast]) -> str:
         f"arithmetic where samples are drawn, {on.training_operations_share:.0%} of it where networks are trained. "
         "Judging, loading, communication buffers, and waiting for machines come on top. Disk counts samples before "
         "compression, checkpoints while they are kept, and every network that is made."
-    )
+    ) + unstated_text(size for each in forecasts for one in each.estimates for size in one.unstated)

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import cong
+from cong.cli import main
 from cong.config.engine import EngineConfig
 from cong.config.models import ModelsConfig, NetworkConfig
 from cong.config.train import LoraSettings
@@ -156,6 +157,45 @@ def test_a_configuration_of_something_else_is_refused(content: str, tmp_path: Pa
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match="does not give the sizes of a decoder"):
         size_of(NetworkConfig(source=str(tmp_path)), ModelsConfig())
+
+
+WHOLE = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "unstated"),
+    [
+        (WHOLE, []),
+        (
+            {name: WHOLE[name] for name in ("model_type", "hidden_size", "num_attention_heads")},
+            ["num_hidden_layers = 32", "intermediate_size = 11008", "vocab_size = 32000"],
+        ),
+        ({"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2}, ["vocab_size = 50257"]),
+        (
+            {"model_type": "gemma3", "text_config": {**WHOLE, "model_type": "gemma3_text"} | {"vocab_size": 262_208}},
+            [],
+        ),
+    ],
+    ids=["whole", "cut down", "in other words", "of text and pictures"],
+)
+def test_sizes_that_nobody_has_stated_are_told(
+    tmp_path: Path, content: dict[str, Any], unstated: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "config.json").write_text(json.dumps(content))
+    told = tuple(f"{size} of net" for size in unstated)
+    assert size_of(NetworkConfig(source=str(tmp_path / "net")), ModelsConfig()).unstated == told
+    command = ["estimate", "training", "--num", "10", "--accelerator", "H100", "--prompt-tokens", "20"]
+    assert main([*command, "--set", f"models.strong.source={tmp_path / 'net'}"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ("Not in config.json, and so what transformers takes: " + ", ".join(told) in shown) == bool(told)
 
 
 def test_weights_of_a_small_decoder_by_hand() -> None:
