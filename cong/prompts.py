@@ -31,6 +31,8 @@ _PACKED = (".zip", ".tar", ".tgz", ".7z", ".zst", ".lz4", ".snappy", ".br")
 """May hold many files, of which only one would be read, or need packages that are not there."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _ROWS_AT_ONCE = 1024
+_BEGINNING = 4096
+"""Bytes that tell an array from lines."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def open_prompts(
 ) -> PromptSource:
     """Prompts of a file (`.jsonl`, `.parquet`, else a text per line), a folder of `datasets`, a URL, or a hub id.
 
-    Endings count in small and in capital letters, and behind them `.gz`, `.bz2`, `.xz` and what else fsspec unpacks.
+    A `.json` has lines, too, or is one array, which is read as a whole. Endings count in small and in capital letters,
+    and behind them `.gz`, `.bz2`, `.xz` and what else fsspec unpacks.
     Empty lines of text files are left out; columns that are not asked for are ignored.
     """
     columns = columns or Columns()
@@ -116,6 +119,8 @@ def open_prompts(
                 "or .xz"
             )
         found = _lines(source, columns, compression, is_json=suffix in _JSON)
+        if suffix == ".json":
+            found = _lines_or_array(found, compression)
     elif path.is_dir() or (not suffix and _HUB_ID.fullmatch(source)):
         found = _dataset(source, columns, split, revision)
     else:
@@ -202,6 +207,32 @@ def _lines(source: str, columns: Columns, compression: str | None, *, is_json: b
     return PromptSource(source, rows, count, columns if is_json else Columns(), "://" not in source)
 
 
+def _lines_or_array(lines: PromptSource, compression: str | None) -> PromptSource:
+    source = lines.name
+
+    def array() -> list[Any] | None:
+        with _reading(source), fsspec.open(source, "rb", compression=compression) as file:
+            content = file.read(_BEGINNING)
+            if not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+                return None
+            found: list[Any] = json.loads(content + file.read())
+            return found
+
+    def rows() -> Iterator[tuple[str, _Row]]:
+        found = array()
+        if found is None:
+            yield from lines.rows()
+        for number, row in enumerate(found or ()):
+            where = f"{source}[{number}]"
+            yield where, _object(row, where)
+
+    def count() -> int | None:
+        found = array()
+        return lines.count() if found is None else len(found)
+
+    return replace(lines, rows=rows, count=count)
+
+
 def _text_row(text: str, where: str) -> _Row:
     # What is no text may be UTF-8 all the same, as a tar or a table of Arrow's is.
     return BadRow(where, "holds a zero byte; is the file text?") if "\0" in text else {"text": text}
@@ -212,6 +243,10 @@ def _json_row(text: str, where: str) -> _Row:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
         return BadRow(where, f"is not JSON: {error}; one JSON object per line is needed")
+    return _object(row, where)
+
+
+def _object(row: object, where: str) -> _Row:
     return row if isinstance(row, dict) else BadRow(where, f"is a {type(row).__name__}; a JSON object is needed")
 
 

@@ -141,6 +141,21 @@ def test_what_a_file_holds_is_known_by_its_ending_however_it_is_written(
     assert [prompt.text for prompt in open_prompts(str(tmp_path / name)).strict()] == ["one", "two"]
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_file_may_be_one_array(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "rows.json"
+    rows = [{"prompt": "one", "prompt_id": "1"}, {"prompt": "two", "prompt_id": "2"}, 3]
+    path.write_text("\ufeff\n" + json.dumps(rows, indent=indent))
+    source = open_prompts(str(path))
+    assert source.count() == 3
+    first, second, wrong = source
+    assert [first, second] == [Prompt(text="one", prompt_id="1"), Prompt(text="two", prompt_id="2")]
+    assert str(wrong) == f"{path}[2] is a int; a JSON object is needed"
+    path.write_text(json.dumps(rows, indent=indent)[:-1])
+    with pytest.raises(ConfigError, match=f"cannot read prompts from {path}: JSONDecodeError"):
+        list(source)
+
+
 def test_a_web_server_is_asked_for_a_file_with_more_than_its_path(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(LINES)
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(LINES))

@@ -29,7 +29,7 @@ def near_misses(name: str, known: Collection[str]) -> tuple[str, ...]:
     if name in known:
         return ()
     found = nearest(name, known)
-    return found if found and num_edits(name.lower(), found[0].lower()) <= (1 if len(name) < 8 else 2) else ()
+    return found if found and num_edits(name, found[0]) <= (1 if len(name) < 8 else 2) else ()
 
 
 def offered(names: Iterable[str], path: str = "") -> str:

@@ -192,7 +192,7 @@ class Fit:
 
     def _advice(self, shape: Keys, name: str, path: str) -> str:
         near = nearest(name, shape.known)
-        if near and num_edits(name.lower(), near[0].lower()) <= max(2, len(name) // 2):
+        if near and num_edits(name, near[0]) <= max(2, len(name) // 2):
             return offered(near, path)
         places = list(self._places(self._shape, name, "", frozenset()))
         if places:

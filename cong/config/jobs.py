@@ -12,8 +12,8 @@ class PromptsConfig(Settings):
     """Where prompts come from."""
 
     source: str = Field(default="", max_length=4096)
-    """A file of JSON lines, Parquet or text, also compressed and at a URL that fsspec knows; a folder of `datasets`;
-    or a hub id."""
+    """A file of JSON lines, Parquet or text, or with one array of JSON, also compressed and at a URL that fsspec knows;
+    a folder of `datasets`; or a hub id."""
     prompt_column: str = ""
     """Holds text, messages or token ids; empty = prompt, text, messages or token_ids, whichever is there."""
     id_column: str = "prompt_id"

@@ -8,6 +8,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -178,7 +179,10 @@ def _describe(model: type[BaseModel], error: ValidationError) -> list[str]:
             lines.append(f"unknown key {name!r}; the nearest known one is {_nearest(model, path)!r}")
             continue
         value = _shown(problem["input"], problem["type"])
-        lines += [f"{name or 'configuration'}{value}: {words}" for _, words in causes([problem])]
+        given = problem["input"]
+        is_misread = problem["type"] == "string_type" and isinstance(given, int | float | date)
+        remedy = f"""; YAML reads text so only in quotes: '"{given}"'""" if is_misread else ""
+        lines += [f"{name or 'configuration'}{value}: {words}{remedy}" for _, words in causes([problem])]
     return lines
 
 

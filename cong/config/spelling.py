@@ -5,7 +5,8 @@ from collections.abc import Collection
 
 
 def num_edits(one: str, other: str) -> int:
-    """Letters to insert, drop, replace, or swap with their neighbour to make one word the other."""
+    """Letters to insert, drop, replace, or swap with their neighbour to make one word the other, small or capital."""
+    one, other = one.lower(), other.lower()
     before: list[int] = []
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one, 1):
@@ -26,7 +27,7 @@ def nearest(name: str, known: Collection[str]) -> tuple[str, ...]:
     for other in sorted(known, key=lambda other: abs(len(other) - len(name))):
         if abs(len(other) - len(name)) > least:
             break
-        costs[other] = num_edits(name.lower(), other.lower())
+        costs[other] = num_edits(name, other)
         least = min(least, costs[other])
     found = (other for other, cost in costs.items() if cost == least)
     return tuple(sorted(found, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio()))
