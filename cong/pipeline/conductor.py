@@ -232,7 +232,7 @@ def _has_followed(task: Task) -> bool:
     summary = task.folder / "summary.json"
     if not summary.exists():
         return False
-    read = task.config.stream.read.model_copy(update={"follow": None, "max_records": 0})
+    read = task.config.stream.read.model_copy(update={"follow": None})
     reader = StreamReader(open_store(task.config.stream.location, task.config.stream.storage_options), read)
     while reader.draw(65_536) is not None:
         pass

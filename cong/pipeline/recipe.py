@@ -7,6 +7,7 @@ from typing import Any
 
 from cong.config import RunConfig, TrainConfig
 from cong.config.pipeline import StageTraining
+from cong.config.stream import SampleFilter
 from cong.errors import ConfigError
 from cong.evaluation.judges.opening import open_judges
 from cong.pipeline.given import chat_template_of
@@ -18,6 +19,9 @@ VERSIONS: Mapping[Kind, int] = {"train": 1, "sample": 1, "import": 1, "evaluate"
 """Raised where a kind of work makes something else from the same inputs and settings."""
 
 Recipe = Mapping[str, Any]
+
+WHOLE = SampleFilter(finish_reasons=("stop",))
+"""A sample that a limit has cut off would not teach how to end."""
 
 _INPUT, _CANDIDATES = "input.", "candidates"
 
@@ -80,6 +84,11 @@ def _of_training(stage: Stage, inputs: Mapping[str, Product], config: RunConfig)
         yield "stream.read.filter", read.filter.model_dump(mode="json")
         yield "stream.read.shuffle_rows", read.shuffle_rows
         yield "stream.read.shuffle_seed", read.shuffle_seed if read.shuffle_rows else 0
+        # Only where they take something away: whatever was made without them keeps its name.
+        if read.max_records:
+            yield "stream.read.max_records", read.max_records
+        if not read.is_deduplicated:
+            yield "stream.read.is_deduplicated", False
         planned = planned_examples(stage, inputs, config)
         if planned is not None:
             # The learning rate depends on the number of steps, which following has to plan before all is drawn.
@@ -89,12 +98,18 @@ def _of_training(stage: Stage, inputs: Mapping[str, Product], config: RunConfig)
 
 
 def planned_examples(stage: Stage, inputs: Mapping[str, Product], config: RunConfig) -> int | None:
-    """Samples that a stage which may follow a stream plans its steps for; None where it cannot follow."""
-    train = train_settings(config, stage)
+    """Samples that a stage which may follow a stream plans its steps for; None where it cannot follow.
+
+    None too where it does not follow, and only reading tells how many pass its filter.
+    """
+    train, read = train_settings(config, stage), config.stream.read
     facts = inputs["samples"].facts if "samples" in inputs else {}
     if train.num_epochs > 1 or train.evaluation.held_out_share or "num_expected" not in facts:
         return None
-    return int(facts["num_expected" if config.pipeline.overlaps else "num_whole"])
+    if not config.pipeline.overlaps and read.filter not in (SampleFilter(), WHOLE):
+        return None
+    planned = int(facts["num_expected" if config.pipeline.overlaps else "num_whole"])
+    return min(planned, read.max_records or planned)
 
 
 def _of_sampling(stage: Stage, inputs: Mapping[str, Product], config: RunConfig) -> Iterator[tuple[str, Any]]:

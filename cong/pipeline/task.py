@@ -17,13 +17,11 @@ from cong.errors import CongError
 from cong.files import write_file
 from cong.pipeline.book import CEILING_NAME, FLOOR_NAME, WEAK_BASE, display_name
 from cong.pipeline.given import with_prompts
-from cong.pipeline.recipe import own_settings, planned_examples, train_settings
+from cong.pipeline.recipe import WHOLE, own_settings, planned_examples, train_settings
 from cong.pipeline.stage import Kind, Product, Stage
 
 STREAM, MODEL = "stream", "model"
 _TASK = "task.json"
-_WHOLE = SampleFilter(finish_reasons=("stop",))
-"""A sample that a limit has cut off would not teach how to end."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def _training(stage: Stage, inputs: Mapping[str, Product], config: RunConfig) ->
     elif "pairs" in inputs:
         data = DataSettings(kind="pairs", path=inputs["pairs"].location)
     else:
-        chosen = PairSide(location=inputs["chosen"].location, filter=_WHOLE)
+        chosen = PairSide(location=inputs["chosen"].location, filter=WHOLE)
         data = DataSettings.model_validate(
             {
                 "kind": "joined",
@@ -136,15 +134,13 @@ def _titled(logging: LoggingSettings, stage: Stage, config: RunConfig) -> Loggin
 
 def _read(stage: Stage, inputs: Mapping[str, Product], config: RunConfig) -> ReadSettings:
     read = config.stream.read
-    passing = read.filter if read.filter.finish_reasons else read.filter.model_copy(update=dict(_WHOLE_ONLY))
+    whole = {"finish_reasons": WHOLE.finish_reasons}
+    passing = read.filter if read.filter.finish_reasons else read.filter.model_copy(update=whole)
     update: dict[str, object] = {"filter": passing, "follow": None}
     planned = planned_examples(stage, inputs, config)
     if config.pipeline.overlaps and planned is not None:
         update |= {"follow": read.follow or FollowSettings(), "max_records": planned}
     return read.model_copy(update=update)
-
-
-_WHOLE_ONLY = {"finish_reasons": _WHOLE.finish_reasons}
 
 
 def _sampling(stage: Stage, inputs: Mapping[str, Product], config: RunConfig, folder: Path) -> RunConfig:

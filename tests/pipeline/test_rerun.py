@@ -12,7 +12,9 @@ from cong.config import RunConfig
 from cong.errors import ConfigError
 from cong.pipeline import Board, run_pipeline
 from cong.pipeline.attempt import read_lines
+from cong.pipeline.conductor import _has_followed
 from cong.pipeline.recipe import recipe_of
+from cong.pipeline.task import task_of
 from tests.pipeline.conftest import NUM_PROMPTS, Configure, changed, rewards, states
 
 STAGES = ["align-weak", "sample", "cong-s", "own-samples", "cong", "plain-samples", "weak-sft", "evaluate", "report"]
@@ -70,6 +72,16 @@ OF_SAMPLE = {"sample", "cong-s", "own-samples", "cong", "evaluate", "report"}
         ),
         ({"train": {"seed": 1}}, "train.seed 0 → 1", set(STAGES)),
         ({"evaluation": {"sampling": {"seed": 3}}}, "evaluation.sampling.seed 0 → 3", {"evaluate", "report"}),
+        (
+            {"stream": {"read": {"max_records": 16}}},
+            "stream.read.max_records not set → 16",
+            {"cong-s", "own-samples", "cong", "weak-sft", "evaluate", "report"},
+        ),
+        (
+            {"stream": {"read": {"is_deduplicated": False}}},
+            "stream.read.is_deduplicated not set → False",
+            {"cong-s", "own-samples", "cong", "weak-sft", "evaluate", "report"},
+        ),
         ({"pipeline": {"methods": ["cong"]}}, "weak-sft is gone", {"evaluate", "report"}),
         ({"engine": {"max_running": 4}}, "", set()),
         ({"train": {"checkpoints": {"every_steps": 1}}}, "", set()),
@@ -155,6 +167,35 @@ def test_steps_are_planned_for_all_samples_only_where_training_follows_them(undi
     assert recipe_of(stage, inputs, beside)["planned steps"] == 3
     epochs = changed(undisturbed, {"pipeline": {"overlaps": True, "imitate": {"num_epochs": 2}}})
     assert "planned steps" not in recipe_of(stage, inputs, epochs)
+
+
+def test_steps_behind_a_filter_of_ones_own_are_planned_only_where_training_follows(undisturbed: RunConfig) -> None:
+    """How many samples pass is known from reading alone, so the two plan other learning rates."""
+    board = Board(undisturbed)
+    board.survey()
+    (stage,) = [one for one in board.stages if one.name == "cong-s"]
+    read = {"stream": {"read": {"filter": {"min_tokens": 12}}}}
+    alone, beside = (changed(undisturbed, {**read, "pipeline": {"overlaps": each}}) for each in (False, True))
+    recipe = recipe_of(stage, board.products(stage), alone)
+    assert "planned steps" not in recipe
+    assert recipe_of(stage, board.products(stage), beside) == {**recipe, "planned steps": 3}
+    whole = {"stream": {"read": {"filter": {"finish_reasons": ["stop"]}}}, "pipeline": {"overlaps": False}}
+    assert "planned steps" in recipe_of(stage, board.products(stage), changed(undisturbed, whole))
+
+
+def test_fewer_records_are_as_many_where_training_follows_them(copied: RunConfig, tmp_path: Path) -> None:
+    few = changed(copied, {"stream": {"read": {"max_records": 16}}, "pipeline": {"methods": ["weak-sft"]}})
+    few = changed(few, {"evaluation": {"prompts": None}})
+    assert run_pipeline(few).ran == ["weak-sft", "report"]
+    beside = changed(few, {"pipeline": {"overlaps": True}})
+    assert run_pipeline(beside).ran == []
+    board = Board(beside)
+    (made,) = [one for one in board.survey() if one.stage.name == "weak-sft"]
+    assert made.folder is not None
+    task = task_of(made.stage, board.products(made.stage), beside, made.folder)
+    assert task.config.stream.read.max_records == 16
+    assert json.loads((made.folder / "summary.json").read_text())["step"] == 2
+    assert _has_followed(task)
 
 
 def test_bytes_that_changed_are_noticed(copied: RunConfig) -> None:
