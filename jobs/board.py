@@ -27,7 +27,8 @@ class Numbers:
 
     step: int
     num_steps: int
-    loss: float
+    loss: float | None
+    """None: nothing of the step was left to train on."""
     num_tokens: int
     wait_s: float
     compute_s: float

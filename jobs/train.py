@@ -150,7 +150,7 @@ class _Shown:
         pace = Pace(numbers.num_tokens, numbers.wait_s, numbers.compute_s)
         self._bar.advance(
             numbers.step - self._bar.done,  # below zero where workers have died and steps are done again
-            loss=numbers.loss,
+            **({} if numbers.loss is None else {"loss": numbers.loss}),
             tokens_per_s=round(pace.tokens_per_s),
             bottleneck=pace.bottleneck,
         )

@@ -25,9 +25,10 @@ class StepReport:
 
     step: int
     """Counted from 1."""
-    loss: float
+    loss: float | None
+    """None: nothing of the step was left to train on."""
     learning_rate: float
-    grad_norm: float
+    grad_norm: float | None
     metrics: Mapping[str, float]
     keys: Sequence[str]
     num_tokens: int
@@ -35,6 +36,12 @@ class StepReport:
     num_micro_batches: int
     wait_s: float
     compute_s: float
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What there is of loss, norm of the gradients and the method's metrics."""
+        found = {"loss": self.loss, "grad_norm": self.grad_norm, **self.metrics}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Observer(Protocol):
@@ -76,28 +83,10 @@ def train_step(
 ) -> StepReport:
     """One optimiser step over all its micro-batches."""
     started_s = time.perf_counter()
-    shares = []
-    # All are sent before the first is computed: later ones would wait for it.
-    micro_batches = [each.to(backend.device) for each in batch.micro_batches] if batch.num_units else []
-    for number, micro_batch in enumerate(micro_batches):
-        share = loss_share(backend.logits, objective, micro_batch, progress.share, score)
-        loss = share.loss(batch.num_units, backend.num_averaged(len(batch.micro_batches)))
-        backend.backward(loss, is_last=number == len(micro_batches) - 1)
-        shares.append(LossShare(share.loss_sum.detach(), share.metrics))
-    loss_value, metrics = total_of(backend, shares, batch.num_units)
-    if not math.isfinite(loss_value):
-        raise CongError(
-            f"training diverged: the loss is {loss_value} at step {progress.step + 1}; lower the learning rate"
-        )
-    grad_norm = backend.step(learning_rate) if batch.num_units else 0.0
-    if not math.isfinite(grad_norm):
-        raise CongError(
-            f"training diverged: the gradients' norm is {grad_norm} at step {progress.step + 1}; lower the learning "
-            "rate and resume from the last checkpoint"
-        )
+    loss, grad_norm, metrics = _train_on(backend, objective, batch, learning_rate, progress, score)
     return StepReport(
         step=progress.step + 1,
-        loss=loss_value,
+        loss=loss,
         learning_rate=learning_rate,
         grad_norm=grad_norm,
         metrics=metrics,
@@ -108,6 +97,38 @@ def train_step(
         wait_s=batch.wait_s,
         compute_s=time.perf_counter() - started_s,
     )
+
+
+def _train_on(
+    backend: Backend,
+    objective: Objective,
+    batch: StepBatch,
+    learning_rate: float,
+    progress: Progress,
+    score: Scorer,
+) -> tuple[float | None, float | None, Mapping[str, float]]:
+    if not batch.num_units:
+        return None, None, {}
+    shares = []
+    # All are sent before the first is computed: later ones would wait for it.
+    micro_batches = [each.to(backend.device) for each in batch.micro_batches]
+    for number, micro_batch in enumerate(micro_batches):
+        share = loss_share(backend.logits, objective, micro_batch, progress.share, score)
+        loss = share.loss(batch.num_units, backend.num_averaged(len(micro_batches)))
+        backend.backward(loss, is_last=number == len(micro_batches) - 1)
+        shares.append(LossShare(share.loss_sum.detach(), share.metrics))
+    loss_value, metrics = total_of(backend, shares, batch.num_units)
+    if not math.isfinite(loss_value):
+        raise CongError(
+            f"training diverged: the loss is {loss_value} at step {progress.step + 1}; lower the learning rate"
+        )
+    grad_norm = backend.step(learning_rate)
+    if not math.isfinite(grad_norm):
+        raise CongError(
+            f"training diverged: the gradients' norm is {grad_norm} at step {progress.step + 1}; lower the learning "
+            "rate and resume from the last checkpoint"
+        )
+    return loss_value, grad_norm, metrics
 
 
 def loss_share(
@@ -124,8 +145,6 @@ def loss_share(
 
 def total_of(backend: Backend, shares: Sequence[LossShare], num_units: int) -> tuple[float, dict[str, float]]:
     """Loss and metrics over the shares of all ranks."""
-    if not num_units:
-        return 0.0, {}
     # Every share of every rank has the same metrics, so their sums can be added without saying what they are.
     names = list(shares[0].metrics)
     sums = torch.stack(

@@ -48,9 +48,8 @@ class Monitor:
         self._of_process += pace
         self._of_run += pace
         values = {
-            "loss": report.loss,
+            **report.numbers,
             "learning_rate": report.learning_rate,
-            "grad_norm": report.grad_norm,
             "progress": progress.share,
             "num_examples": progress.num_examples,
             "num_tokens": progress.num_tokens,
@@ -59,7 +58,6 @@ class Monitor:
             "arithmetic_share": self._of_line.arithmetic_share,
             "wait_s": self._of_line.wait_s,
             "compute_s": self._of_line.compute_s,
-            **report.metrics,
         }
         self.numbers |= values
         if progress.step % self._every_steps == 0 or progress.step == progress.num_steps:
@@ -67,10 +65,10 @@ class Monitor:
             for tracker in self._trackers:
                 tracker.log(progress.step, values)
         self._bar.advance(
-            loss=report.loss,
+            1,
+            **{name: value for name, value in report.numbers.items() if name in ("loss", "grad_norm")},
             tokens_per_s=round(self._of_process.tokens_per_s),
             arithmetic=f"{100 * self._of_process.arithmetic_share:.1f}%",
-            grad_norm=report.grad_norm,
             lr=report.learning_rate,
             bottleneck=self._of_process.bottleneck,
         )

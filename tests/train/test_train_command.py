@@ -149,6 +149,18 @@ def test_too_long_samples_are_reported(root: Path, capsys: pytest.CaptureFixture
     assert summary["counts"]["dropped_too_long"] == 40 - kept
 
 
+def test_a_step_of_which_nothing_is_left_has_no_loss(root: Path) -> None:
+    """The last step is of one sample, and too long: the run's loss is the one before."""
+    long = sample(60).model_copy(update={"prompt_token_ids": sample(60).prompt_token_ids * 8})
+    write_samples(root / "long", [*(sample(number) for number in range(12)), long])
+    config = run_config(root, stream={"location": str(root / "long"), "read": {"shuffle_rows": 0}})
+    outcome = train(config, is_quiet=True)
+    lines = list(read_metrics(root / "run" / "metrics.jsonl"))
+    assert [("loss" in line, "grad_norm" in line) for line in lines] == [(True, True), (True, True), (False, False)]
+    assert outcome.metrics["loss"] == lines[1]["loss"] > 1.0
+    assert f"| loss | {lines[1]['loss']:.6g} |" in (root / "run" / "model" / "README.md").read_text()
+
+
 def test_a_run_that_fits_nothing_is_refused_and_exports_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(root, "--set", "train.batches.max_example_tokens=8")) == 2
     told = capsys.readouterr().err
