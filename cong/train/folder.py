@@ -31,6 +31,7 @@ from cong.train.progress import Progress
 from cong.train.recipe import Recipe
 from cong.train.remote import RemoteCheckpoints
 from cong.train.software import environment
+from cong.train.trainee import network_settings
 
 
 class RunFolder:
@@ -114,7 +115,7 @@ class RunFolder:
             for _ in backend.weights():
                 pass
             return self.model
-        source = self._config.train.network.source
+        source = network_settings(self._config.train, self._config.models).source
         is_here = Path(source).expanduser().exists()
         facts: dict[str, str | int | float] = {
             "network": (title_of(Path(source).expanduser()) if is_here else None) or network.name,

@@ -1,5 +1,6 @@
 """The exported folder is the trained network: in transformers, in our engine, with or without its adapter."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,21 @@ def test_the_card_says_where_the_network_comes_from(root: Path) -> None:
     assert "base_model" not in card, "a folder is no id of the hub"
     assert title_of(folder) == "run"
     assert title_of(root / "network") is None, "it was not trained by cong"
+
+
+def test_the_card_names_the_strong_model_of_the_configuration(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network of its own the run trains `models.strong`: the folder it is started in has no say."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    hub = root / "hub" / "models--org--tiny"
+    shutil.copytree(root / "network", hub / "snapshots" / commit)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root / "hub"))
+    (root / "README.md").write_text("# another network\n- cong\n")
+    monkeypatch.chdir(root)
+    config = run_config(root, {"network": {"source": ""}, "max_steps": 1}, models={"strong": {"source": "org/tiny"}})
+    train(config, is_quiet=True)
+    card = (config.output_dir / "model" / "README.md").read_text()
+    assert "\nbase_model: org/tiny\n" in card
+    assert "| network | org/tiny |" in card
