@@ -29,6 +29,8 @@ from cong.train.trainee import fingerprint_of, load_by, network_settings, pack_a
 from cong.train.validation import is_held_out
 
 _SCANNED_AT_ONCE = 1024
+_CONTENT = ("stream", "content")
+"""What of a source's identity says where its examples come from, and not in which order."""
 _READ = ("key", "completion_text", "completion_token_ids", "tokenizer_fingerprint")
 
 
@@ -78,10 +80,21 @@ def evaluation_examples(config: RunConfig, method: Objective, tokenizer: Tokeniz
         still = config.stream.model_copy(update={"read": ReadSettings(filter=config.stream.read.filter)})
         single = train.model_copy(update={"num_epochs": 1})
         own = config.model_copy(update={"stream": still, "train": single})
-        for examples in open_source(own, wanted.data, method, tokenizer).scan(wanted.max_examples):
+        others = open_source(own, wanted.data, method, tokenizer)
+        _require_apart(others, source)
+        for examples in others.scan(wanted.max_examples):
             found += examples
             break
     return found[: wanted.max_examples]
+
+
+def _require_apart(judged: Source, trained: Source) -> None:
+    """Refuse to judge on what is trained on, as a location that is left out would."""
+    if any(judged.identity.get(name) == found for name, found in trained.identity.items() if name in _CONTENT):
+        raise ConfigError(
+            "train.evaluation.data is what is trained on, so it would not show what is learned by heart alone; give "
+            "other examples, or train.evaluation.held_out_share in its place"
+        )
 
 
 def require_kind(data: DataSettings, method: Objective) -> None:

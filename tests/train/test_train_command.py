@@ -134,6 +134,16 @@ def test_a_growing_stream_is_read_once_and_judged_on_data_of_its_own(root: Path)
     assert outcome.metrics["eval/loss"] > 0
 
 
+@pytest.mark.parametrize("kind", ["stream", "joined"])
+def test_a_run_is_not_judged_on_what_it_is_trained_on(root: Path, kind: str) -> None:
+    """A location that is left out is that of the training."""
+    write_samples(root / "stream", (sample(number, is_plain=True) for number in range(20)), "plain")
+    objective = {"objective": {"name": "dpo"}} if kind == "joined" else {}
+    config = run_config(root, {"data": {"kind": kind}, "evaluation": {"data": {"kind": kind}}, **objective})
+    with pytest.raises(ConfigError, match=r"train\.evaluation\.data is what is trained on.*held_out_share"):
+        train(config, is_quiet=True)
+
+
 def test_trackers_that_are_not_installed_name_their_extra(root: Path) -> None:
     for settings in ({"wandb_project": "cong"}, {"mlflow_uri": "sqlite://"}):
         with pytest.raises(MissingExtra, match=r"\.\[trackers\]"):
