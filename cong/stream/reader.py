@@ -90,6 +90,11 @@ class StreamReader:
         return self._cursor
 
     @property
+    def location(self) -> str:
+        """Where the stream lies."""
+        return self._store.location
+
+    @property
     def listing(self) -> Listing:
         """The stream as last looked at."""
         return self._rows.listing

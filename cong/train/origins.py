@@ -1,7 +1,6 @@
 """From a run's configuration to its source of examples, and to what frozen networks say of them."""
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -9,10 +8,10 @@ from torch import nn
 
 from cong.config import RunConfig
 from cong.config.models import NetworkConfig
-from cong.config.stream import ReadSettings, SampleFilter
-from cong.config.train import DataSettings, PairSide
+from cong.config.stream import ReadSettings
+from cong.config.train import DataSettings
 from cong.errors import ConfigError, CongError
-from cong.models import Network, Tokenizer, detokenize
+from cong.models import Network, Tokenizer
 from cong.objectives import FrozenNetwork, Objective
 from cong.stream import Store, StreamReader, open_store
 from cong.stream.identity import read_identity
@@ -21,6 +20,7 @@ from cong.train.data.batch import Example, MicroBatch
 from cong.train.data.feed import Frozen
 from cong.train.data.pair_files import read_pairs
 from cong.train.data.pairs import Pairs, join_pairs
+from cong.train.data.reading import FINGERPRINT, Reading
 from cong.train.data.source import ExampleList, Source
 from cong.train.data.stream_source import StreamSource
 from cong.train.forward import response_logits
@@ -31,7 +31,6 @@ from cong.train.validation import is_held_out
 _SCANNED_AT_ONCE = 1024
 _CONTENT = ("stream", "content")
 """What of a source's identity says where its examples come from, and not in which order."""
-_READ = ("key", "completion_text", "completion_token_ids", "tokenizer_fingerprint")
 
 
 def open_source(
@@ -49,12 +48,12 @@ def open_source(
         seed = train.seed if data.is_shuffled else None
         return ExampleList(pairs.examples, num_epochs=train.num_epochs, seed=seed, counts=pairs.counts)
     store = _store(config, data.path)
-    _require_readable(
-        config, store, config.stream.read.filter, tokenizer, may_come=config.stream.read.follow is not None
-    )
+    if config.stream.read.follow is None:
+        _require_there(store)
     return StreamSource(
         store,
         config.stream.read,
+        _reading(config, tokenizer, store),
         num_epochs=train.num_epochs,
         frozen=tuple(name for name in needs.frozen if name != "reference"),
         cache_dir=config.stream.cache_dir,
@@ -111,14 +110,10 @@ def pairs_of(config: RunConfig, data: DataSettings, tokenizer: Tokenizer) -> Pai
     """Preferences from a file or joined from streams."""
     if data.kind == "pairs":
         return read_pairs(Path(data.path), tokenizer)
-    chosen, rejected = (_side(config, side, tokenizer) for side in (data.chosen, data.rejected))
-    return join_pairs(chosen, rejected, cache_dir=config.stream.cache_dir)
-
-
-def _side(config: RunConfig, side: PairSide, tokenizer: Tokenizer) -> tuple[Store, SampleFilter]:
-    store = _store(config, side.location)
-    _require_readable(config, store, side.filter, tokenizer)
-    return store, side.filter
+    chosen, rejected = ((_store(config, side.location), side.filter) for side in (data.chosen, data.rejected))
+    for store, _ in (chosen, rejected):
+        _require_there(store)
+    return join_pairs(chosen, rejected, Reading(tokenizer), cache_dir=config.stream.cache_dir)
 
 
 def _store(config: RunConfig, location: str) -> Store:
@@ -127,34 +122,21 @@ def _store(config: RunConfig, location: str) -> Store:
     return open_store(where, stream.storage_options, is_shared=stream.is_shared)
 
 
-def _require_readable(
-    config: RunConfig, store: Store, wanted: SampleFilter, tokenizer: Tokenizer, *, may_come: bool = False
-) -> None:
-    """Refuse a stream that is not there, or whose tokens say something else to the network that is trained.
+def _reading(config: RunConfig, tokenizer: Tokenizer, store: Store) -> Reading:
+    """What is there already is looked at before anything begins."""
+    reading = Reading(tokenizer)
+    if read_identity(store) is not None:
+        wanted = ReadSettings(filter=config.stream.read.filter)
+        reader = StreamReader(store, wanted, cache_dir=config.stream.cache_dir)
+        if (draw := reader.draw(_SCANNED_AT_ONCE)) is not None:
+            reading.require(reader, draw, reader.fetch(draw, (FINGERPRINT,)))
+    return reading
 
-    Tokenizers may differ in what does not matter here, as in the chat template: what counts is that the first samples
-    read as they read to whoever drew them.
-    """
+
+def _require_there(store: Store) -> None:
     if read_identity(store) is None:
-        if may_come:
-            return
         raise ConfigError(
             f"there is no stream at {store.location}; sample into one first, or set stream.read.follow to wait for it"
-        )
-    reader = StreamReader(store, ReadSettings(filter=wanted), cache_dir=config.stream.cache_dir)
-    others = [
-        (row["key"], row["completion_text"], detokenize(tokenizer, row["completion_token_ids"]))
-        for table, _ in islice(reader.tables(_SCANNED_AT_ONCE, _READ), 1)
-        for row in table.to_pylist()
-        if row["tokenizer_fingerprint"] != tokenizer.fingerprint and row["completion_text"]
-    ]
-    # A text may lack its stop string, or what is not a whole character.
-    if others and not any(read.startswith(said) for _, said, read in others):
-        key, said, read = others[0]
-        raise ConfigError(
-            f"the samples at {store.location} have token ids of another tokenizer: {key} says {said!r}, and the "
-            f"network's tokenizer reads {read!r}; sample a pair that shares it, or let `cong pipeline` encode the text "
-            "anew"
         )
 
 

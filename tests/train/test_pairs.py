@@ -23,6 +23,7 @@ from cong.stream.export import export
 from cong.train.data.batch import Example, make_batch
 from cong.train.data.pair_files import read_pairs
 from cong.train.data.pairs import join_pairs
+from cong.train.data.reading import Reading
 from cong.train.data.source import ExampleList
 from tests.train.worlds import network_folder, sample, write_samples
 
@@ -43,7 +44,8 @@ def shown(examples: list[Example]) -> list[tuple[Any, ...]]:
 
 
 def joined(chosen: Path, rejected: Path) -> Any:
-    return join_pairs((open_store(str(chosen)), CONTRASTIVE), (open_store(str(rejected)), PLAIN))
+    reading = Reading(load_tokenizer(str(network_folder(chosen.parent / "network"))))
+    return join_pairs((open_store(str(chosen)), CONTRASTIVE), (open_store(str(rejected)), PLAIN), reading)
 
 
 def test_pairs_are_joined_by_prompt_and_sample_index_however_the_streams_lie(tmp_path: Path) -> None:

@@ -195,6 +195,24 @@ def test_samples_of_another_tokenizer_are_refused(root: Path, kind: str, shift: 
         train(config, is_quiet=True)
 
 
+@pytest.mark.parametrize("kind", ["stream", "joined"])
+def test_samples_of_another_tokenizer_are_refused_among_others_too(
+    root: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What is looked at before a run begins holds none of them."""
+    monkeypatch.setattr("cong.train.origins._SCANNED_AT_ONCE", 4)
+    monkeypatch.setattr("cong.train.data.pairs._AT_ONCE", 4)
+    ids = tuple(each + 1 for each in sample(9).completion_token_ids)
+    other = sample(9).model_copy(update={"completion_token_ids": ids, "tokenizer_fingerprint": "u"})
+    write_samples(root / "mixed", [*(sample(number) for number in range(9)), other])
+    write_samples(root / "own", [sample(number, is_plain=True) for number in range(10)])
+    data = {"kind": kind, "rejected": {"location": str(root / "own")}}
+    objective = {"objective": {"name": "dpo"}} if kind == "joined" else {}
+    stream = {"location": str(root / "mixed"), "read": {"shuffle_rows": 0}}
+    with pytest.raises(ConfigError, match=f"token ids of another tokenizer: {other.key} says"):
+        train(run_config(root, {"data": data, **objective}, stream=stream), is_quiet=True)
+
+
 def test_samples_that_were_cut_off_are_counted_and_can_be_left_out(root: Path) -> None:
     write_samples(
         root / "cut", [sample(number, finish_reason="length" if number < 4 else "stop") for number in range(12)]

@@ -12,6 +12,7 @@ import numpy as np
 from cong.config.stream import ReadSettings, SampleFilter
 from cong.stream import Store, StreamReader, ragged
 from cong.train.data.batch import Example, TokenIds
+from cong.train.data.reading import FINGERPRINT, Reading
 
 _AT_ONCE = 1024
 
@@ -36,7 +37,11 @@ _Place = tuple[str, int]
 
 
 def join_pairs(
-    chosen: tuple[Store, SampleFilter], rejected: tuple[Store, SampleFilter], *, cache_dir: str = ""
+    chosen: tuple[Store, SampleFilter],
+    rejected: tuple[Store, SampleFilter],
+    reading: Reading,
+    *,
+    cache_dir: str = "",
 ) -> Pairs:
     """Pairs of samples with the same prompt id and sample index, in the order of these, however the streams lie.
 
@@ -45,8 +50,8 @@ def join_pairs(
     for one side the one with the lowest key is taken. Everything left out is counted.
     """
     counts: Counter[str] = Counter()
-    better = _by_place(chosen, "chosen", counts, cache_dir)
-    worse = _by_place(rejected, "rejected", counts, cache_dir)
+    better = _by_place(chosen, "chosen", counts, reading, cache_dir)
+    worse = _by_place(rejected, "rejected", counts, reading, cache_dir)
     by_tokens: dict[tuple[bytes, int], _Place] = {}
     for place in sorted(worse):
         by_tokens.setdefault((worse[place].prompt_ids.tobytes(), place[1]), place)
@@ -76,12 +81,12 @@ def join_pairs(
 
 
 def _by_place(
-    side: tuple[Store, SampleFilter], name: str, counts: Counter[str], cache_dir: str
+    side: tuple[Store, SampleFilter], name: str, counts: Counter[str], reading: Reading, cache_dir: str
 ) -> dict[_Place, _Sample]:
     store, wanted = side
     reader = StreamReader(store, ReadSettings(filter=wanted), cache_dir=cache_dir)
     found: dict[_Place, _Sample] = {}
-    for place, sample in _samples(reader):
+    for place, sample in _samples(reader, reading):
         counts[f"{name}_read"] += 1
         before = found.get(place)
         if before is not None:
@@ -91,9 +96,11 @@ def _by_place(
     return found
 
 
-def _samples(reader: StreamReader) -> Iterable[tuple[_Place, _Sample]]:
-    columns = ("key", "prompt_id", "sample_index", "prompt_token_ids", "completion_token_ids")
-    for table, _ in reader.tables(_AT_ONCE, columns):
+def _samples(reader: StreamReader, reading: Reading) -> Iterable[tuple[_Place, _Sample]]:
+    columns = ("key", "prompt_id", "sample_index", "prompt_token_ids", "completion_token_ids", FINGERPRINT)
+    while (draw := reader.draw(_AT_ONCE)) is not None:
+        table = reader.fetch(draw, columns)
+        reading.require(reader, draw, table)
         asked, said = ragged(table, "prompt_token_ids"), ragged(table, "completion_token_ids")
         names = zip(*(table.column(name).to_pylist() for name in columns[:3]), strict=True)
         for row, (key, prompt_id, index) in enumerate(names):

@@ -15,9 +15,10 @@ from cong.objectives import FrozenNetwork
 from cong.stream import Cursor, Draw, Store, StreamReader, ragged
 from cong.stream.reader import order_identity
 from cong.train.data.batch import Example
+from cong.train.data.reading import FINGERPRINT, Reading
 from cong.train.data.source import Drawn
 
-_COLUMNS = ("key", "prompt_id", "prompt_token_ids", "completion_token_ids", "finish_reason")
+_COLUMNS = ("key", "prompt_id", "prompt_token_ids", "completion_token_ids", "finish_reason", FINGERPRINT)
 _RECORDED: Mapping[FrozenNetwork, str] = {"aligned": "logprobs_aligned", "base": "logprobs_base"}
 _COUNTED_AT_ONCE = 65_536
 
@@ -29,6 +30,7 @@ class StreamSource:
         self,
         store: Store,
         settings: ReadSettings,
+        reading: Reading,
         *,
         num_epochs: int = 1,
         frozen: tuple[FrozenNetwork, ...] = (),
@@ -43,6 +45,7 @@ class StreamSource:
             )
         self._store = store
         self._settings = settings
+        self._reading = reading
         self._cache_dir = cache_dir
         self._wants_stop = wants_stop
         self._recorded = tuple(name for name in frozen if name in _RECORDED)
@@ -140,6 +143,7 @@ class StreamSource:
 
     def _examples(self, reader: StreamReader, draw: Draw) -> list[Example]:
         table = reader.fetch(draw, self._columns)
+        self._reading.require(reader, draw, table)
         keys, prompts = table.column("key").to_pylist(), table.column("prompt_id").to_pylist()
         is_cut_off = [reason == "length" for reason in table.column("finish_reason").to_pylist()]
         asked, said = ragged(table, "prompt_token_ids"), ragged(table, "completion_token_ids")
