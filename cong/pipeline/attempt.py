@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from cong.config import RunConfig
 from cong.files import write_file
-from cong.pipeline.ordering import InOrder, Place
+from cong.pipeline.ordering import InOrder, Place, place_of
 from cong.schemas import SampleRecord
 from cong.stream import StreamReader, StreamWriter, open_store
 from cong.stream.identity import read_identity
@@ -68,8 +68,8 @@ class Attempt:
 
     def give_up(self, places: Sequence[Place], error: str, reason: str) -> None:
         """These will not come in this attempt; the next one tries again."""
-        for prompt_id, index in places:
-            self._failures.append({"prompt_id": prompt_id, "sample_index": index, "error": error, "reason": reason})
+        for place in places:
+            self._fail(place, error, reason)
         self._save_failures()
         for place in places:
             self._order.give_up(place)
@@ -83,9 +83,16 @@ class Attempt:
         self._is_complete = True
 
     def _write(self, record: SampleRecord) -> None:
-        self._writer.append(record)
+        if self._writer.append(record).is_duplicate:
+            # It is kept under the id of the prompt that came first, and this one stays without.
+            reason = "another prompt has the same tokens, and would get the same sample"
+            self._fail(place_of(record), "Repeated", reason)
         if self._bar is not None:
             self._bar.advance(tokens=self._counts["tokens"], held=self._order.num_held)
+
+    def _fail(self, place: Place, error: str, reason: str) -> None:
+        prompt_id, index = place
+        self._failures.append({"prompt_id": prompt_id, "sample_index": index, "error": error, "reason": reason})
 
     def _save_failures(self) -> None:
         lines = "".join(json.dumps(failure) + "\n" for failure in self._failures)

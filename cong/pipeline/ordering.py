@@ -38,9 +38,10 @@ class InOrder:
         return self._wanted[self._next] if self._next < len(self._wanted) else None
 
     def put(self, record: SampleRecord) -> None:
-        """Take a record, and hand on what is due."""
-        self._held[place_of(record)] = record
-        self._advance()
+        """Take a record, and hand on what is due; one that comes where nothing was to come is left."""
+        if place_of(record) not in self._given_up:
+            self._held[place_of(record)] = record
+            self._advance()
 
     def give_up(self, place: Place) -> None:
         """Nothing will come there."""

@@ -8,6 +8,7 @@ import pytest
 
 from cong.config import RunConfig
 from cong.errors import ConfigError, PipelineError
+from cong.lab.networks import prompt_ids
 from cong.pipeline import Board, Standing, Subprocess, run_pipeline
 from cong.pipeline.attempt import read_lines
 from cong.stream import StreamReader, open_store
@@ -68,6 +69,27 @@ def test_failed_prompts_are_tried_again_and_nothing_else_is(with_long: RunConfig
     assert (first["num_drawn"], second["num_drawn"]) == (NUM_PROMPTS, 1)
     records = list(StreamReader(open_store(str(folder / "stream"))).records())
     assert records[-1].prompt.prompt_id == "long"
+
+
+def test_a_prompt_of_tokens_that_another_has_is_named_in_every_attempt(
+    configure: Configure, copied: RunConfig, world: Path, tmp_path: Path
+) -> None:
+    first, *rest = (json.loads(line) for line in (world / "prompts.jsonl").read_text().splitlines())
+    twin = {"token_ids": list(prompt_ids(first["prompt"])), "prompt_id": "twin"}
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in (first, *rest, twin)))
+    (aligned,) = [one.marker.product(one.folder) for one in Board(copied).survey() if one.marker and one.folder][:1]
+    config = configure(
+        {
+            "models": {"aligned": {"source": aligned.location}},
+            "pipeline": {"methods": ["weak-sft"], "prompts": {"source": str(prompts)}},
+            "evaluation": {"prompts": None},
+        }
+    )
+    for _ in range(2):
+        with pytest.raises(PipelineError, match=r"1 of 25 samples were given up, .* Repeated: .* the same tokens"):
+            run_pipeline(config)
+        assert [(one["prompt_id"], one["error"]) for one in failures(config)] == [("twin", "Repeated")]
 
 
 def test_an_allowed_share_of_failures_is_reported(with_long: RunConfig) -> None:
