@@ -141,6 +141,15 @@ def test_too_long_examples_are_dropped_cut_or_refused_and_counted() -> None:
         refuse.next()
 
 
+def test_a_pair_that_is_cut_to_equal_sides_says_nothing() -> None:
+    settings = BatchSettings(max_example_tokens=10, too_long="truncate")
+    base = example(0, 3, 9)
+    ends = (np.append(base.responses[0], np.int32(each)) for each in (1, 2))
+    pair = Example("k", "p", base.prompt_ids, tuple(ends))
+    assert fit(pair, settings) == (None, "dropped_cut_to_equal")
+    assert fit(pair, settings.model_copy(update={"max_example_tokens": 13}))[0] is pair
+
+
 def test_a_step_of_which_nothing_is_left_has_no_units() -> None:
     feed = Feed(ExampleList([example(0, 3, 0)]), BatchSettings(batch_size=1), unit="tokens")
     step = feed.next()

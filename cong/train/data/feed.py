@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from cong.config.train import BatchSettings
 from cong.errors import ConfigError, StreamInterrupted
 from cong.objectives import FrozenNetwork, Unit
@@ -59,6 +61,8 @@ def fit(example: Example, settings: BatchSettings) -> tuple[Example | None, str]
         return None, "dropped_too_long"
     frozen = {name: tuple(values[:room] for values in sides) for name, sides in example.frozen.items()}
     cut = replace(example, responses=tuple(response[:room] for response in example.responses), frozen=frozen)
+    if len(cut.responses) == 2 and np.array_equal(*cut.responses):
+        return None, "dropped_cut_to_equal"
     return cut, "truncated"
 
 
