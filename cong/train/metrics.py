@@ -82,8 +82,9 @@ class TensorBoard:
         self._events = importlib.import_module("tensorboardX.proto.event_pb2")
         self._summaries = importlib.import_module("tensorboardX.proto.summary_pb2")
         folder.mkdir(parents=True, exist_ok=True)
+        # tensorboardX names a file by the second, and would write over that of a run stopped and begun again in one.
         with naming(folder):
-            self._writer: Any = files.EventsWriter(str(folder / "events"))
+            self._writer: Any = files.EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         self._write(first_step, session_log=self._events.SessionLog(status=self._events.SessionLog.START))
 
     def log(self, step: int, values: Values) -> None:

@@ -78,6 +78,15 @@ def test_numbers_for_a_full_disk_are_refused_and_not_waited_for(
     tracker.close()  # with room again, what is left is written
 
 
+def test_runs_of_one_second_keep_events_of_their_own(tmp_path: Path) -> None:
+    for step in range(3):
+        tracker = TensorBoard(tmp_path, step)
+        tracker.log(step, {f"number-{step}": 1.0})
+        tracker.close()
+    files = sorted(tmp_path.iterdir())
+    assert [f"number-{step}".encode() in path.read_bytes() for step, path in enumerate(files)] == [True] * 3
+
+
 def test_the_loss_goes_down(root: Path) -> None:
     outcome = train(run_config(root, {"num_epochs": 6, "evaluation": {"held_out_share": 0.2}}), is_quiet=True)
     judged = [line["eval/loss"] for line in read_metrics(root / "run" / "metrics.jsonl") if "eval/loss" in line]
