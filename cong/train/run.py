@@ -16,7 +16,7 @@ import torch
 from cong.config import RunConfig
 from cong.config.train import BatchSettings
 from cong.errors import ConfigError, StreamInterrupted
-from cong.models import Tokenizer
+from cong.models import Network, Tokenizer
 from cong.objectives import FrozenNetwork, Objective, fused_scores, objective, policy_scores
 from cong.telemetry import progress as show_progress
 from cong.train.arithmetic import StepArithmetic
@@ -91,10 +91,11 @@ def train(
         folder.begin()
         progress = Progress(_num_steps(config, source), source.position)
         frozen = FrozenNetworks(config, backend, network.fingerprint, is_growing=source.is_growing)
-        feed = _feed(config, backend, source, method, frozen)
-        validation = _validation(config, backend, source, method, frozen, network.tokenizer)
+        fitted = _fitted(config, network)
+        feed = _feed(fitted, backend, source, method, frozen)
+        validation = _validation(fitted, backend, source, method, frozen, network.tokenizer)
         is_quiet = is_quiet or backend.rank > 0
-        if not source.is_growing and not _score(source, config, frozen, method, backend, stop, is_quiet=is_quiet):
+        if not source.is_growing and not _score(source, fitted, frozen, method, backend, stop, is_quiet=is_quiet):
             return _NOT_BEGUN
         frozen.training_begins()
         recipe |= {f"frozen.{name}": fingerprint for name, fingerprint in frozen.fingerprints.items()}
@@ -132,7 +133,7 @@ def train(
         )
         is_stopped = (saving.is_stopping or feed.is_interrupted) and progress.step < progress.num_steps
         if not is_stopped and not progress.num_examples:
-            raise _nothing_fits(feed.counts, settings.batches)
+            raise _nothing_fits(feed.counts, settings.batches, fitted.train.batches)
         saving.save(progress)
         if is_stopped:
             logger.info("stopped as asked at step %d of %d; run again to go on", progress.step, progress.num_steps)
@@ -153,11 +154,16 @@ def _left(backend: Backend, folder: RunFolder, checkpoint: Checkpoint) -> Outcom
     return Outcome(progress, True, folder.model, summary["metrics"], summary["counts"])
 
 
-def _nothing_fits(counts: Mapping[str, int], settings: BatchSettings) -> ConfigError:
+def _nothing_fits(counts: Mapping[str, int], asked: BatchSettings, fitted: BatchSettings) -> ConfigError:
     found = ", ".join(f"{name} {number}" for name, number in counts.items())
+    limit = (
+        f"train.batches.max_example_tokens is {asked.max_example_tokens}; raise it"
+        if asked == fitted
+        else f"the network reads {fitted.max_example_tokens} tokens; train one that reads more"
+    )
     return ConfigError(
-        f"nothing was trained: every example was left out ({found}). train.batches.max_example_tokens is "
-        f"{settings.max_example_tokens}; raise it, or give other data, with another output_dir"
+        f"nothing was trained: every example was left out ({found}). {limit}, or give other data, with another "
+        "output_dir"
     )
 
 
@@ -204,6 +210,16 @@ def _num_steps(config: RunConfig, source: Source) -> int:
         )
     num_steps = source.num_epochs * math.ceil(num_examples / settings.batches.batch_size)
     return min(num_steps, settings.max_steps) if settings.max_steps else num_steps
+
+
+def _fitted(config: RunConfig, network: Network) -> RunConfig:
+    """What is longer than the network can read is too long, whatever may be."""
+    batches, longest = config.train.batches, network.architecture.context_length
+    if longest is None or batches.max_example_tokens <= longest:
+        return config
+    logger.info("%s reads %d tokens: train.batches.max_example_tokens counts as so many", network.name, longest)
+    batches = batches.model_copy(update={"max_example_tokens": longest})
+    return config.model_copy(update={"train": config.train.model_copy(update={"batches": batches})})
 
 
 def _feed(config: RunConfig, backend: Backend, source: Source, method: Objective, frozen: FrozenNetworks) -> Feed:

@@ -2,12 +2,14 @@
 
 import json
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 import yaml
 
 from cong.cli import main
@@ -16,6 +18,7 @@ from cong.config.train import TrainConfig
 from cong.errors import ConfigError, MissingExtra
 from cong.schemas import SampleRecord
 from cong.train.metrics import JsonLines, TensorBoard, read_metrics
+from cong.train.progress import Outcome
 from cong.train.run import train
 from tests.train.worlds import network_folder, run_config, sample, write_samples
 
@@ -166,6 +169,27 @@ def test_too_long_samples_are_reported(root: Path, capsys: pytest.CaptureFixture
     kept = sum(len(sample(number).prompt_token_ids + sample(number).completion_token_ids) <= 20 for number in range(40))
     assert 0 < kept < 40
     assert summary["counts"]["dropped_too_long"] == 40 - kept
+
+
+def test_what_is_longer_than_the_network_reads_is_too_long(root: Path) -> None:
+    def train_with_places(number: int) -> Outcome:
+        config = transformers.GPT2Config(vocab_size=32, n_positions=number, n_embd=32, n_layer=1, n_head=2)
+        folder = root / f"places-{number}"
+        shutil.copytree(root / "network", folder, ignore=shutil.ignore_patterns("*.safetensors", "*config.json"))
+        shutil.copy(root / "network" / "tokenizer_config.json", folder)
+        transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+        settings = {"network": {"source": str(folder)}}
+        return train(run_config(root, settings, output_dir=root / f"run-{number}"), is_quiet=True)
+
+    lengths = [len(sample(number).prompt_token_ids + sample(number).completion_token_ids) for number in range(40)]
+    assert max(lengths) <= 64, "the setting lets all of them pass"
+    kept = sum(length <= 20 for length in lengths)
+    outcome = train_with_places(20)
+    assert outcome.progress is not None
+    assert 0 < outcome.progress.num_examples == kept < 40
+    assert outcome.counts == {"dropped_too_long": 40 - kept}
+    with pytest.raises(ConfigError, match="the network reads 4 tokens; train one that reads more"):
+        train_with_places(4)
 
 
 def test_a_step_of_which_nothing_is_left_has_no_loss(root: Path) -> None:
