@@ -12,7 +12,7 @@ from cong.config import RunConfig
 from cong.config.evaluation import CandidateConfig, EvaluationConfig, GapSettings
 from cong.config.models import ModelsConfig, NetworkConfig
 from cong.config.stream import FollowSettings, ReadSettings, SampleFilter
-from cong.config.train import DataSettings, LoggingSettings, PairSide
+from cong.config.train import CheckpointSettings, DataSettings, LoggingSettings, PairSide
 from cong.errors import CongError
 from cong.files import write_file
 from cong.pipeline.book import CEILING_NAME, FLOOR_NAME, WEAK_BASE, display_name
@@ -114,10 +114,25 @@ def _training(stage: Stage, inputs: Mapping[str, Product], config: RunConfig) ->
     stream = config.stream.model_copy(update={"location": location, "read": read, "cache_dir": ""})
     return config.model_copy(
         update={
-            "train": train.model_copy(update={"data": data, "logging": _titled(train.logging, stage, config)}),
+            "train": train.model_copy(
+                update={
+                    "data": data,
+                    "logging": _titled(train.logging, stage, config),
+                    "checkpoints": _of_stage(train.checkpoints, stage, config),
+                }
+            ),
             "models": _models(config, **weak),
             "stream": stream,
         }
+    )
+
+
+def _of_stage(checkpoints: CheckpointSettings, stage: Stage, config: RunConfig) -> CheckpointSettings:
+    """Copies of checkpoints lie apart as the stages do: one run goes on from what it finds."""
+    if not checkpoints.upload:
+        return checkpoints
+    return checkpoints.model_copy(
+        update={"upload": f"{checkpoints.upload.rstrip('/')}/{stage.name}/{config.output_dir.name}"}
     )
 
 

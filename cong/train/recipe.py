@@ -50,7 +50,7 @@ def require_same(stored: Recipe, present: Recipe, where: str) -> list[str]:
         listed = "\n  ".join(wrong)
         raise CheckpointError(
             f"{where} was made by another recipe:\n  {listed}\nGive these settings their former values, or train into "
-            "another output_dir"
+            "another output_dir, with another train.checkpoints.upload where there is one"
         )
     return changed
 

@@ -18,7 +18,7 @@ from fsspec.asyn import AsyncFileSystem
 
 from cong.errors import CheckpointError, MissingExtra
 from cong.files import digest_of, files_below, make_folder, remove_folder, sync_file, sync_folder
-from cong.train.checkpoint import MANIFEST, MARKER, folder_name, problem_with
+from cong.train.checkpoint import MANIFEST, MARKER, STATE, folder_name, problem_with
 from cong.train.ledger import Part
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,12 @@ class RemoteCheckpoints:
                     self._put(ledger_folder / part.name, f"ledger/{part.name}")
             marker = {"manifest": digest_of(folder / MANIFEST), "ledger": [part.name for part in parts]}
             self._files.pipe_file(self._at(f"{folder.name}.committed"), json.dumps(marker).encode())
+
+    def state(self, step: int) -> Mapping[str, Any]:
+        """What a checkpoint says of its run; its other bytes are not looked at."""
+        with self._mapped("read"):
+            content: Mapping[str, Any] = json.loads(self._files.cat_file(self._at(f"{folder_name(step)}/{STATE}")))
+            return content
 
     def download(self, step: int, folder: Path, ledger_folder: Path) -> None:
         """Bring a checkpoint back under its own name, after every byte has been checked."""

@@ -30,7 +30,7 @@ def find_checkpoint(backend: Backend, folder: RunFolder, recipe: Recipe) -> Chec
 
     def look() -> int | None:
         if folder.remote is not None:
-            _bring_newer(folder, folder.remote)
+            _bring_newer(folder, folder.remote, recipe)
             folder.remote.require_place()
         found = newest_complete(folder.checkpoints, folder.ledger)
         if found is None:
@@ -102,12 +102,13 @@ def resume(
     return progress, ledger
 
 
-def _bring_newer(folder: RunFolder, remote: RemoteCheckpoints) -> None:
-    """Download the store's newest checkpoint where this machine has none that is as new."""
+def _bring_newer(folder: RunFolder, remote: RemoteCheckpoints, recipe: Recipe) -> None:
+    """Download the store's newest checkpoint where this machine has none that is as new; another run's is refused."""
     steps = remote.steps()
-    local = folder.checkpoints / folder_name(steps[-1]) if steps else None
-    if local is not None and not (local / MARKER).is_file():
-        logger.warning("%s is not here; it is fetched from %s", local, remote.url)
+    name = folder_name(steps[-1]) if steps else ""
+    if name and not (folder.checkpoints / name / MARKER).is_file():
+        require_same(_without_frozen(remote.state(steps[-1])["recipe"]), recipe, f"{remote.url}/{name}")
+        logger.warning("%s is not here; it is fetched from %s", folder.checkpoints / name, remote.url)
         remote.download(steps[-1], folder.checkpoints, folder.ledger)
 
 

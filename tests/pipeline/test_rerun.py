@@ -198,6 +198,18 @@ def test_fewer_records_are_as_many_where_training_follows_them(copied: RunConfig
     assert _has_followed(task)
 
 
+def test_copies_of_checkpoints_lie_apart_as_the_stages_do(undisturbed: RunConfig) -> None:
+    board = Board(changed(undisturbed, {"train": {"checkpoints": {"upload": "s3://bucket/run/"}}}))
+    places = {}
+    for one in board.survey():
+        assert one.state == "done"
+        if one.stage.kind == "train" and one.folder is not None:
+            task = task_of(one.stage, board.products(one.stage), board.config, one.folder)
+            places[one.stage.name] = task.config.train.checkpoints.upload
+            assert places[one.stage.name] == f"s3://bucket/run/{one.stage.name}/{one.folder.name}"
+    assert len(places) == 4
+
+
 def test_bytes_that_changed_are_noticed(copied: RunConfig) -> None:
     (made,) = [one for one in Board(copied).survey() if one.stage.name == "sample"]
     assert made.folder is not None

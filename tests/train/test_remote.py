@@ -75,6 +75,18 @@ def test_what_has_no_marker_is_not_there(root: Path, store: dict[str, Any], capl
     assert "step-00000004 is not here; it is fetched from" in caplog.text
 
 
+def test_another_runs_copies_are_refused_and_not_fetched(root: Path, kept: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"checkpoints": {"every_steps": 2, "every_s": 0, **kept}, "max_steps": 2}
+    train(run_config(root, settings), is_quiet=True)
+    other = run_config(root, {**settings, "optimizer": {"learning_rate": 1e-3}}, output_dir=root / "other")
+    wrong = rf"{kept['upload']}/step-00000002 was made by another recipe:(.|\n)*learning_rate was 0\.003 and is 0\.001"
+    with pytest.raises(CheckpointError, match=wrong):
+        train(other, is_quiet=True)
+    assert not (other.output_dir / "checkpoints").exists()
+    moved = {"checkpoints": {**settings["checkpoints"], "upload": f"{kept['upload']}-other"}}
+    assert train(run_config(root, {**settings, **moved}, output_dir=root / "other"), is_quiet=True).is_finished
+
+
 def test_damaged_bytes_on_the_store_are_refused(root: Path, store: dict[str, Any]) -> None:
     config = run_config(root, {"checkpoints": {"every_steps": 2, "every_s": 0, **store}})
     stop_after_checkpoints(config, 2)
