@@ -117,7 +117,7 @@ def _training(stage: Stage, inputs: Mapping[str, Product], config: RunConfig) ->
             "train": train.model_copy(
                 update={
                     "data": data,
-                    "logging": _titled(train.logging, stage, config),
+                    "logging": _named(train.logging, stage, config),
                     "checkpoints": _of_stage(train.checkpoints, stage, config),
                 }
             ),
@@ -136,15 +136,21 @@ def _of_stage(checkpoints: CheckpointSettings, stage: Stage, config: RunConfig) 
     )
 
 
-def _titled(logging: LoggingSettings, stage: Stage, config: RunConfig) -> LoggingSettings:
-    """The card calls the network as tables do, with what it came from: its folder is named by a recipe."""
-    if logging.card_title:
-        return logging
-    is_weak = stage.inputs["network"] == WEAK_BASE or stage.name.startswith("self-")
-    source = (config.models.base if is_weak else config.models.strong).source
-    folder = Path(source).expanduser()
-    start = folder.resolve().name if folder.exists() else source
-    return logging.model_copy(update={"card_title": f"{display_name(stage.product)} ({start})"})
+def _named(logging: LoggingSettings, stage: Stage, config: RunConfig) -> LoggingSettings:
+    """Trackers join runs of one name, so each stage has its own.
+
+    The card calls the network as tables do, with what it came from: its folder is named by a recipe.
+    """
+    pipeline = config.output_dir.parent.parent.parent
+    run = logging.run_name or pipeline.resolve().name
+    update = {"run_name": f"{run}-{stage.name}-{config.output_dir.name}"}
+    if not logging.card_title:
+        is_weak = stage.inputs["network"] == WEAK_BASE or stage.name.startswith("self-")
+        source = (config.models.base if is_weak else config.models.strong).source
+        folder = Path(source).expanduser()
+        start = folder.resolve().name if folder.exists() else source
+        update["card_title"] = f"{display_name(stage.product)} ({start})"
+    return logging.model_copy(update=update)
 
 
 def _read(stage: Stage, inputs: Mapping[str, Product], config: RunConfig) -> ReadSettings:

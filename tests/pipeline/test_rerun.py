@@ -198,16 +198,18 @@ def test_fewer_records_are_as_many_where_training_follows_them(copied: RunConfig
     assert _has_followed(task)
 
 
-def test_copies_of_checkpoints_lie_apart_as_the_stages_do(undisturbed: RunConfig) -> None:
-    board = Board(changed(undisturbed, {"train": {"checkpoints": {"upload": "s3://bucket/run/"}}}))
-    places = {}
+def test_copies_of_checkpoints_and_runs_of_trackers_are_those_of_one_stage(undisturbed: RunConfig) -> None:
+    settings = {"checkpoints": {"upload": "s3://bucket/run/"}, "logging": {"run_name": "mine"}}
+    board = Board(changed(undisturbed, {"train": settings}))
+    num_trained = 0
     for one in board.survey():
         assert one.state == "done"
         if one.stage.kind == "train" and one.folder is not None:
-            task = task_of(one.stage, board.products(one.stage), board.config, one.folder)
-            places[one.stage.name] = task.config.train.checkpoints.upload
-            assert places[one.stage.name] == f"s3://bucket/run/{one.stage.name}/{one.folder.name}"
-    assert len(places) == 4
+            train = task_of(one.stage, board.products(one.stage), board.config, one.folder).config.train
+            assert train.checkpoints.upload == f"s3://bucket/run/{one.stage.name}/{one.folder.name}"
+            assert train.logging.run_name == f"mine-{one.stage.name}-{one.folder.name}"
+            num_trained += 1
+    assert num_trained == 4
 
 
 def test_bytes_that_changed_are_noticed(copied: RunConfig) -> None:
