@@ -138,6 +138,13 @@ def train(
         if is_stopped:
             logger.info("stopped as asked at step %d of %d; run again to go on", progress.step, progress.num_steps)
             return Outcome(progress, False, None, monitor.numbers, feed.counts)
+        if progress.step < progress.num_steps and backend.rank == 0:
+            logger.warning(
+                "the stream ended after %d of the %d steps that the learning rate was planned for; set train.max_steps "
+                "or stream.read.max_records to what comes",
+                progress.step,
+                progress.num_steps,
+            )
         judge(progress)
         counts = {**source.counts, **feed.counts}
         model_folder = folder.finish(backend, network, recipe, monitor, progress, counts)

@@ -146,6 +146,15 @@ def test_a_growing_stream_is_read_once_and_judged_on_data_of_its_own(root: Path)
     assert outcome.metrics["eval/loss"] > 0
 
 
+def test_a_stream_that_ends_before_its_plan_is_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stream = {"location": str(root / "stream"), "read": {"follow": {"poll_s": 0.01}, "max_records": 60}}
+    outcome = train(run_config(root, stream=stream), is_quiet=True)
+    assert outcome.is_finished
+    assert outcome.progress is not None
+    assert outcome.progress.step == 7
+    assert "the stream ended after 7 of the 10 steps that the learning rate was planned for" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["stream", "joined"])
 def test_a_run_is_not_judged_on_what_it_is_trained_on(root: Path, kind: str) -> None:
     """A location that is left out is that of the training."""
