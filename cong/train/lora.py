@@ -13,7 +13,8 @@ from cong.wording import brought_by
 def add_lora(model: nn.Module, settings: LoraSettings) -> Any:
     """Put an adapter on a network in place; returns peft's wrapper, which can save and merge it.
 
-    Its first factor is drawn from torch's global generator, its second is zero: nothing changes before training.
+    Its first factor is drawn from torch's global generator, its second is zero: nothing changes before training. Both
+    are in float32, whatever the network is in.
     """
     with brought_by("lora"):
         from peft import LoraConfig, get_peft_model
@@ -27,7 +28,7 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> Any:
     )
     try:
         with silence():
-            return get_peft_model(cast(Any, model), config, autocast_adapter_dtype=False)
+            return get_peft_model(cast(Any, model), config)
     except ValueError as error:
         raise ConfigError(
             f"train.lora.target_modules {list(settings.target_modules)} cannot be used: {error}"

@@ -78,10 +78,7 @@ def prepare(train: TrainConfig, models: ModelsConfig) -> Network:
     model: Any = network.model
     model.requires_grad_(train.lora is None)
     if train.lora is not None:
-        adapted = add_lora(model, train.lora)
-        for name, weight in adapted.named_parameters():
-            if "lora_" in name:
-                weight.data = weight.data.float()
+        add_lora(model, train.lora)
     if train.has_activation_checkpointing:
         with silence():  # newer versions have another name for it, which older ones do not know
             model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -85,6 +85,17 @@ def test_an_adapter_is_exported_merged_and_by_itself(root: Path) -> None:
     assert not torch.allclose(merged, before, atol=1e-2)
 
 
+def test_an_adapter_is_kept_as_it_was_trained_whatever_its_network_is_exported_in(root: Path) -> None:
+    config = run_config(root, {"lora": {"rank": 4}, "export_dtype": "bfloat16", "max_steps": 2})
+    train(config, is_quiet=True)
+    kept = load_file(config.output_dir / "model" / "adapter" / "adapter_model.safetensors")
+    trained = {f"base_model.model.{name.replace('.default', '')}": w for name, w in trained_weights(config).items()}
+    assert kept.keys() == trained.keys()
+    assert all(torch.equal(weight, trained[name]) for name, weight in kept.items())
+    merged = load_file(config.output_dir / "model" / "model.safetensors")
+    assert {weight.dtype for weight in merged.values()} == {torch.bfloat16}
+
+
 def test_a_network_is_trained_on_from_where_the_last_stage_ended(root: Path) -> None:
     """SFT, then DPO from its network, which is the reference: the two stages of the method."""
     first = train(run_config(root), is_quiet=True)
