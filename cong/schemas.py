@@ -268,6 +268,11 @@ class Timings(Record):
     total_s: float = Field(default=0.0, ge=0.0)
 
 
+def log_ratio(aligned: Iterable[float], base: Iterable[float]) -> float:
+    """The implicit reward of a completion, free of beta: log p_aligned - log p_base, summed over its tokens."""
+    return math.fsum(aligned) - math.fsum(base)
+
+
 class SampleRecord(Record):
     """Everything needed to train on a sample, to audit it, and never to make it twice."""
 
@@ -311,7 +316,7 @@ class SampleRecord(Record):
         """Sum over the completion of log p_aligned - log p_base; None without a pair."""
         if "aligned" not in self.logprobs or "base" not in self.logprobs:
             return None
-        return math.fsum(self.logprobs["aligned"]) - math.fsum(self.logprobs["base"])
+        return log_ratio(self.logprobs["aligned"], self.logprobs["base"])
 
     @property
     def implicit_reward_mean(self) -> float | None:

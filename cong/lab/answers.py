@@ -1,6 +1,5 @@
 """Asking networks the world's prompts: samples with their text and gold judgement."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from torch import nn
 from cong.lab.networks import EOS_ID, decode, prompt_ids
 from cong.lab.sampler import ReferenceSample, reference_sample
 from cong.lab.world import Judgement, derived_seed, judge
-from cong.schemas import SamplingParameters
+from cong.schemas import SamplingParameters, log_ratio
 from cong.telemetry import track
 
 BATCH_SIZE = 250
@@ -38,7 +37,7 @@ class Answer:
     def implicit_reward_sum(self) -> float:
         """log p_first - log p_second of the whole sample; the first two networks are the weak pair."""
         aligned, base = self.sample.logprobs[:2]
-        return math.fsum(aligned) - math.fsum(base)
+        return log_ratio(aligned, base)
 
     @property
     def implicit_reward_mean(self) -> float:

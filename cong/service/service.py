@@ -6,7 +6,6 @@ One event loop calls it; the engine runs in a thread of its own behind it.
 import asyncio
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
@@ -14,7 +13,7 @@ from typing import TypeVar
 from cong.config.service import ServiceConfig
 from cong.engine import EngineProtocol, Rated
 from cong.errors import DeadlineExceeded, Forbidden, InvalidRequest, ModelError, StreamError, Unavailable
-from cong.schemas import Prompt, SampleRecord, Score
+from cong.schemas import Prompt, SampleRecord, Score, log_ratio
 from cong.service.answer import COMPLETE, Answer, LiveAnswer, ReplayedAnswer, usage_of
 from cong.service.archive import Archive
 from cong.service.facts import Facts
@@ -371,5 +370,5 @@ def _scored(score: Score) -> ScoredText:
     aligned, base = score.logprobs.get("aligned"), score.logprobs.get("base")
     if aligned is None or base is None:
         return ScoredText(score=score)
-    total = math.fsum(aligned) - math.fsum(base)
+    total = log_ratio(aligned, base)
     return ScoredText(score=score, implicit_reward_sum=total, implicit_reward_mean=total / len(aligned))

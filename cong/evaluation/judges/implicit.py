@@ -21,7 +21,7 @@ from cong.models import (
     open_artefact,
     token_texts,
 )
-from cong.schemas import Score, content_key
+from cong.schemas import Score, content_key, log_ratio
 
 
 class ImplicitReward:
@@ -56,7 +56,7 @@ class ImplicitReward:
                 if answer.prompt.prompt_id in self._shown_prompts:
                     texts = token_texts(engine.networks.tokenizer, score.completion_token_ids)
                     tokens = tuple(TokenReading(*each) for each in zip(texts, aligned, base, strict=True))
-                yield Reading(answer, math.fsum(aligned) - math.fsum(base), len(aligned), tokens=tokens)
+                yield Reading(answer, log_ratio(aligned, base), len(aligned), tokens=tokens)
 
     def is_enough(self, answer: Answer, measurement: Measurement) -> bool:
         """Whether the tokens are there where they are shown."""
