@@ -187,6 +187,22 @@ def test_preferences_are_joined_by_prompt(location: str, tmp_path: Path, capsys:
     assert "10 rows of form `preference`" in card
 
 
+def test_an_export_says_what_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "stream")
+    with StreamWriter(open_store(path), writer_id="w") as writer:
+        records = map(cached_record, range(4))
+        writer.append_many(
+            one.model_copy(update={"finish_reason": "stop" if number else "length"})
+            for number, one in enumerate(records)
+        )
+    told = run(capsys, "export", path, str(tmp_path / "all.jsonl"), "--form", "prompt-completion")
+    assert "cut off by the limit of length: 1 record, which their text does not show" in told
+    only = ["--finish-reason", "stop"]
+    told = run(capsys, "export", path, str(tmp_path / "whole.jsonl"), "--form", "prompt-completion", *only)
+    assert "wrote 3 rows" in told
+    assert "cut off" not in told
+
+
 def test_an_export_says_what_has_no_partner_and_finds_one_under_another_id(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
