@@ -27,7 +27,7 @@ from cong.pipeline.book import (
 )
 from cong.pipeline.given import Given, candidate_product
 from cong.pipeline.marker import Marker, damage_of, is_begun, read_marker
-from cong.pipeline.recipe import Recipe, changes, key_of, recipe_of
+from cong.pipeline.recipe import Recipe, changes, key_of, recipe_of, require_trainable
 from cong.pipeline.stage import Product, Stage
 
 State = Literal["done", "continues", "new", "changed", "damaged", "waits"]
@@ -64,6 +64,9 @@ class Board:
         self.root = config.output_dir
         self.given = Given(config)
         self.stages = stages_of(config, self.given.names, has_other_tokens=self.given.is_strong_of_other_tokens)
+        for stage in self.stages:
+            if stage.kind == "train":
+                require_trainable(config, stage)
         self._made: dict[str, Product] = {}
         self._recipes: dict[tuple[str, ...], Recipe] = {}
         """By stage and the fingerprints of what it takes: judges' weights are read once."""

@@ -13,6 +13,7 @@ from cong.evaluation.judges.opening import open_judges
 from cong.pipeline.given import chat_template_of
 from cong.pipeline.stage import Kind, Product, Stage
 from cong.schemas import SamplingParameters, content_key
+from cong.train.origins import method_of
 from cong.train.recipe import MAY_CHANGE, make_recipe
 
 VERSIONS: Mapping[Kind, int] = {"train": 1, "sample": 1, "import": 1, "evaluate": 1, "sweep": 1, "report": 2}
@@ -51,6 +52,34 @@ def train_settings(config: RunConfig, stage: Stage) -> TrainConfig:
             "schedule": own.schedule or train.schedule,
         }
     )
+
+
+def require_trainable(config: RunConfig, stage: Stage) -> None:
+    """Refuse before anything runs what would end a training when its turn has come."""
+    train = train_settings(config, stage)
+    try:
+        method = method_of(train.objective)
+    except ConfigError as error:
+        raise ConfigError(f"{stage.section}: {error}") from error
+    words = ("samples", "pairs")
+    takes_pairs = "samples" not in stage.inputs
+    if (method.needs.unit == "pairs") != takes_pairs:
+        raise ConfigError(
+            f"{stage.section}.objective is {method.name!r}, which is trained on {words[not takes_pairs]}, and "
+            f"{stage.name} has {words[takes_pairs]}; give another"
+        )
+    weak = [name for name in method.needs.frozen if name != "reference" and name not in stage.inputs]
+    if takes_pairs and weak:
+        raise ConfigError(
+            f"{stage.section}.objective is {method.name!r}, which needs log-probs of the {weak[0]!r} network, and "
+            f"{stage.name} does not take it; give another"
+        )
+    judged = train.evaluation.data
+    if judged is not None and (judged.kind != "stream") != takes_pairs:
+        raise ConfigError(
+            f"train.evaluation.data is of kind {judged.kind!r}, and {stage.name} is trained on {words[takes_pairs]}; "
+            "set train.evaluation.held_out_share, for which every stage takes of its own"
+        )
 
 
 def recipe_of(stage: Stage, inputs: Mapping[str, Product], config: RunConfig) -> dict[str, Any]:

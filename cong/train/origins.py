@@ -1,4 +1,4 @@
-"""From a run's configuration to its source of examples, and to what frozen networks say of them."""
+"""From a run's configuration to its method, its source of examples, and what frozen networks say of them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ from torch import nn
 from cong.config import RunConfig
 from cong.config.models import NetworkConfig
 from cong.config.stream import ReadSettings
-from cong.config.train import DataSettings
+from cong.config.train import DataSettings, ObjectiveSettings
 from cong.errors import ConfigError, CongError
 from cong.models import Network, Tokenizer
-from cong.objectives import FrozenNetwork, Objective
+from cong.objectives import FrozenNetwork, Objective, objective
 from cong.stream import Store, StreamReader, open_store
 from cong.stream.identity import read_identity
 from cong.train.backend import Backend
@@ -31,6 +31,17 @@ from cong.train.validation import is_held_out
 _SCANNED_AT_ONCE = 1024
 _CONTENT = ("stream", "content")
 """What of a source's identity says where its examples come from, and not in which order."""
+
+
+def method_of(settings: ObjectiveSettings) -> Objective:
+    """The training method that is named; one that no record has enough for is refused."""
+    method = objective(settings.name, **settings.parameters)
+    if method.needs.distribution:
+        raise ConfigError(
+            f"objective {method.name!r} needs the weak model's whole distribution at every token, which no record "
+            "holds; choose one of sft, dpo, cw_dpo, wspo, aux_conf, adapt_conf"
+        )
+    return method
 
 
 def open_source(

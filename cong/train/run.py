@@ -17,7 +17,7 @@ from cong.config import RunConfig
 from cong.config.train import BatchSettings
 from cong.errors import ConfigError, StreamInterrupted
 from cong.models import Network, Tokenizer
-from cong.objectives import FrozenNetwork, Objective, fused_scores, objective, policy_scores
+from cong.objectives import FrozenNetwork, Objective, fused_scores, policy_scores
 from cong.telemetry import progress as show_progress
 from cong.train.arithmetic import StepArithmetic
 from cong.train.backend import Backend, BackendFactory
@@ -27,7 +27,7 @@ from cong.train.data.source import Source
 from cong.train.folder import RunFolder
 from cong.train.loop import Observer, StepReport, run
 from cong.train.monitor import Monitor
-from cong.train.origins import FrozenNetworks, evaluation_examples, open_source
+from cong.train.origins import FrozenNetworks, evaluation_examples, method_of, open_source
 from cong.train.progress import Outcome, Progress
 from cong.train.randomness import seed_all
 from cong.train.recipe import make_recipe
@@ -62,7 +62,7 @@ def train(
 ) -> Outcome:
     """Train as the configuration says, from the newest checkpoint if there is one; `observers` hear of every step."""
     settings = config.train
-    method = _method(config)
+    method = method_of(settings.objective)
     make_backend = make_backend or torch_backend(config.models.device)
     stop = stop or StopRequest()
     seed_all(settings.seed, rank=0)  # a new adapter is the same on every rank
@@ -187,17 +187,6 @@ class _Judge:
         if self._validation is None or not is_due or self._monitor.judged_step == progress.step:
             return
         self._monitor.judged(progress.step, self._validation(progress.share))
-
-
-def _method(config: RunConfig) -> Objective:
-    settings = config.train.objective
-    method = objective(settings.name, **settings.parameters)
-    if method.needs.distribution:
-        raise ConfigError(
-            f"objective {method.name!r} needs the weak model's whole distribution at every token, which no record "
-            "holds; choose one of sft, dpo, cw_dpo, wspo, aux_conf, adapt_conf"
-        )
-    return method
 
 
 def _num_steps(config: RunConfig, source: Source) -> int:

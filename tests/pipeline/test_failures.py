@@ -47,6 +47,36 @@ def with_long(configure: Configure, copied: RunConfig, world: Path, tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"pipeline": {"imitate": {"objective": {"name": "sfd"}}}}, r"pipeline\.imitate: objective 'sfd' is not known"),
+        (
+            {"pipeline": {"imitate": {"objective": {"name": "dpo"}}}},
+            r"pipeline\.imitate\.objective is 'dpo', which is trained on pairs, and cong-s has samples",
+        ),
+        (
+            {"pipeline": {"prefer": {"objective": {"name": "sft"}}}},
+            r"pipeline\.prefer\.objective is 'sft', which is trained on samples, and cong has pairs",
+        ),
+        (
+            {"pipeline": {"prefer": {"objective": {"name": "cw_dpo"}}}},
+            r"pipeline\.prefer\.objective is 'cw_dpo', which needs log-probs of the 'aligned' network, and cong",
+        ),
+        (
+            {"train": {"evaluation": {"data": {"kind": "pairs", "path": "judged.jsonl"}}}},
+            r"train\.evaluation\.data is of kind 'pairs', and cong-s is trained on samples; set .*held_out_share",
+        ),
+        ({"train": {"num_epochs": 2}}, r"train\.num_epochs is set, and every stage has its own"),
+    ],
+)
+def test_what_no_training_can_do_is_told_before_anything_runs(
+    configure: Configure, changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Board(configure(changes))
+
+
 def test_failed_prompts_end_the_stage_by_name_and_are_listed(with_long: RunConfig) -> None:
     with pytest.raises(PipelineError, match=r"plain-samples: 2 of 26 samples were given up"):
         run_pipeline(with_long)
