@@ -24,6 +24,7 @@ from cong.telemetry import configure_logging
 from cong.train.stopping import StopRequest
 from cong.wording import require_installed, told_by_the_machine
 from jobs import connection
+from jobs.claim import Interrupted
 from jobs.planning import placed, require_backend, require_storage
 from jobs.train import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_WRONG, Failed, Job
 
@@ -100,6 +101,8 @@ class _Training:
             if self._stop.is_set:
                 self._own_stop.set()
             self._thread.join(_LOOK_S)
+        if isinstance(self._error, Interrupted):
+            raise StoppedEarly from self._error
         if self._error is not None:
             raise self._error
         if self._outcome is None or not self._outcome.is_finished:

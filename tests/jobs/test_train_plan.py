@@ -1,14 +1,20 @@
 """What a training job refuses before it starts anything, with the setting's name and what to do."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from cong.config import RunConfig, dump_config
 from cong.errors import CheckpointError, ConfigError, ModelError, StreamError
+from cong.pipeline import Task
+from cong.pipeline.stopping import StoppedEarly
+from cong.train.stopping import StopRequest
 from jobs import connection
+from jobs.claim import Interrupted
 from jobs.connection import JOB_VARIABLE, STOP_WAIT_VARIABLE
+from jobs.pipeline import OnCluster
 from jobs.planning import placed, require_storage
 from jobs.train import EXIT_WRONG, main
 from jobs.workers import is_final
@@ -99,3 +105,24 @@ def test_what_starting_again_cannot_change_is_final() -> None:
     assert is_final(CheckpointError("another recipe"), has_stepped=False)
     assert not is_final(CheckpointError("the disk is full"), has_stepped=True)
     assert not is_final(StreamError("the store is slow"), has_stepped=True)
+
+
+def test_a_stage_that_is_stopped_while_it_waits_for_its_run_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver before may still be alive: that is found out for a while, and a request to stop ends it."""
+
+    class Waiting:
+        def __init__(self, config: RunConfig, folder: Path) -> None:
+            pass
+
+        def run(self, stop: StopRequest) -> None:
+            while not stop.is_set:
+                time.sleep(0.01)
+            raise Interrupted("asked to stop before it was known whether another one trains the run")
+
+    monkeypatch.setattr("jobs.pipeline.Job", Waiting)
+    stop = StopRequest()
+    stop.set()
+    with pytest.raises(StoppedEarly):
+        OnCluster(tmp_path).start(Task("cong-s", "train", tmp_path, RunConfig()), stop).wait()
