@@ -22,15 +22,12 @@ def _run(tmp_path: Path, *arguments: str) -> Any:
 def test_the_engine_is_measured_with_parts_turned_off_and_beside_a_peer(tmp_path: Path) -> None:
     sizes = ["--sequences", "1", "4", "--prompt-tokens", "24", "--new-tokens", "4"]
     found = _run(tmp_path, "bench/engine_gpu.py", *sizes, "--variants", "tiny", "--peers", "tiny")
-    from bench.engine_gpu import DEFAULT, VARIANTS
-
     rows = [row for row in found["results"] if "variant" in row]
-    assert [(row["variant"], row["num_sequences"]) for row in rows] == [
-        (DEFAULT.name, 1),
-        (DEFAULT.name, 4),
-        *((variant.name, 64) for variant in VARIANTS),
-        ("transformers continuous batching, ONE network", 64),
-    ]
+    assert [row["num_sequences"] for row in rows if row["variant"] == "cong"] == [1, 4]
+    others = [row["variant"] for row in rows if row["variant"] != "cong"]
+    assert "torch's own operators" in others
+    assert others[-1] == "transformers continuous batching, ONE network"
+    assert len(others) == len(set(others)) == 7
     assert all(row["decode_tokens_per_s"] > 0 for row in rows)
     (near,) = [row["nearness"] for row in found["results"] if "nearness" in row]
     assert near["max"] < 0.2
