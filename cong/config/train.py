@@ -96,6 +96,7 @@ class OptimizerSettings(Settings):
     beta2: Share = 0.95
     epsilon: PositiveFloat = 1e-8
     weight_decay: float = Field(default=0.0, ge=0.0)
+    """Of every weight, those of norms and biases included."""
     max_grad_norm: float = Field(default=1.0, ge=0.0)
     """0 = gradients are not clipped."""
 
