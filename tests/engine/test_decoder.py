@@ -78,6 +78,17 @@ def test_layers_of_any_width_answer_like_their_own_code(world: World, num_networ
         torch.testing.assert_close(logits, own, rtol=0, atol=2e-5 * float(own.abs().amax()))
 
 
+def test_heads_that_turn_only_a_part_of_themselves_answer_like_their_own_code(world: World) -> None:
+    folders = [world.folder("phi3", seed, partial_rotary_factor=0.5) for seed in (1, 2)]
+    runner = runner_of(world.networks(*folders))
+    assert runner.stacks[0].compiled is not None
+    ids = [3 + (11 * position) % 50 for position in range(30)]
+    ours = answers(runner, ids, [20, *[1] * 10], others=2)[-1]
+    for logits, folder in zip(ours, folders, strict=True):
+        own = load(folder).model(torch.tensor([ids])).logits[0, -1]
+        torch.testing.assert_close(logits, own, rtol=0, atol=2e-5 * float(own.abs().amax()))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("num_networks", [1, 2])
 def test_few_rows_meet_strips_of_the_weights_and_many_meet_panels_with_the_same_sums(

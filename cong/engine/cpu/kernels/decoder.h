@@ -24,7 +24,7 @@ void rms_norm(const float* row, const float* weight, int64_t width, float eps, O
   for (int64_t d = 0; d < width; ++d) to[d] = static_cast<Out>(weight[d] * (row[d] * factor));
 }
 
-// Turns each pair (d, d + half) of a head by the angle of its position.
+// Turns each pair (d, d + half) of the numbers that have an angle, the first of a head, by that of its position.
 inline void rotate(float* head, const float* cosine, const float* sine, int64_t width) {
   const int64_t half = width / 2;
   for (int64_t d = 0; d < half; ++d) {
@@ -72,7 +72,9 @@ void run_layer(at::Tensor& hidden, const at::Tensor& cosine, const at::Tensor& s
   Product<T> out_product({&out}, num_rows, num_threads);
   Product<T> gate_product({&gate, &up}, num_rows, num_threads, true);
   Product<T> down_product({&down}, num_rows, num_threads);
-  TORCH_CHECK(cosine.size(0) == num_rows && cosine.size(1) == head_width, "one angle per row and number of a head");
+  const int64_t turned_width = cosine.size(1);
+  TORCH_CHECK(cosine.size(0) == num_rows && turned_width <= head_width && turned_width % 2 == 0,
+              "one angle per row and turned number of a head, pairs of numbers");
   float* const stream = hidden.data_ptr<float>();
   const float *cosines = cosine.const_data_ptr<float>(), *sines = sine.const_data_ptr<float>();
 
@@ -113,11 +115,11 @@ void run_layer(at::Tensor& hidden, const at::Tensor& cosine, const at::Tensor& s
   // Norms and turns the heads of one row, and puts its keys and values into their block.
   const auto place_row = [&](int64_t network, int64_t row) {
     float* own = inner_rows + (network * num_rows + row) * inner_width;
-    const float *cosine_row = cosines + row * head_width, *sine_row = sines + row * head_width;
+    const float *cosine_row = cosines + row * turned_width, *sine_row = sines + row * turned_width;
     for (int64_t head = 0; head < num_queries + own_heads; ++head, own += head_width) {
       const float* weight = head < num_queries ? query_norm : key_norm;
       if (weight) rms_norm(own, weight + network * head_width, head_width, eps, own);
-      rotate(own, cosine_row, sine_row, head_width);
+      rotate(own, cosine_row, sine_row, turned_width);
       if (head >= num_queries) narrow(keys.slot(rows, row, network * own_heads + head - num_queries), own, head_width);
     }
     for (int64_t head = 0; head < own_heads; ++head, own += head_width)
