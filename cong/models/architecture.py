@@ -22,7 +22,10 @@ class Architecture:
     vocab_width: int
     """Width of the logits, padding included."""
     context_length: int | None
-    """None = the configuration sets no limit."""
+    """Longest sequence whose numbers do not hang on its company; None = the configuration sets no limit."""
+    stated_context_length: int | None
+    """What the configuration calls the limit. It is higher where long sequences turn all their positions by other
+    angles than short ones (longrope): keys that are kept were turned before it is known how long theirs becomes."""
     layer_kinds: tuple[str, ...]
     """transformers' name of each layer's kind of attention or state."""
     is_recurrent: bool
@@ -46,7 +49,8 @@ def describe_architecture(model: Any) -> Architecture:
     num_layers, num_heads = int(config.num_hidden_layers), int(getattr(config, "num_attention_heads", 0))
     default_kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
     layer_kinds = tuple(getattr(config, "layer_types", None) or (default_kind,) * num_layers)
-    context_length = getattr(config, "max_position_embeddings", None)
+    stated = getattr(config, "max_position_embeddings", None)
+    limits = [int(limit) for limit in (stated, *_lengths_of_equal_angles(config)) if limit is not None]
     num_kv_heads = int(getattr(config, "num_key_value_heads", None) or num_heads)
     head_dim = value_dim = int(getattr(config, "head_dim", None) or config.hidden_size // max(1, num_heads))
     if getattr(config, "kv_lora_rank", None):
@@ -60,7 +64,15 @@ def describe_architecture(model: Any) -> Architecture:
         head_dim=head_dim,
         value_dim=value_dim,
         vocab_width=int(model.get_output_embeddings().weight.shape[0]),
-        context_length=None if context_length is None else int(context_length),
+        context_length=min(limits, default=None),
+        stated_context_length=None if stated is None else int(stated),
         layer_kinds=layer_kinds,
         is_recurrent=bool(getattr(model, "_is_stateful", False)) or not _PAGEABLE_LAYERS.issuperset(layer_kinds),
     )
+
+
+def _lengths_of_equal_angles(config: Any) -> list[int | None]:
+    """Up to where a network with two sets of angles takes the first; some have one such setting per kind of layer."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    each = [one for one in (settings, *settings.values()) if isinstance(one, dict)]
+    return [one.get("original_max_position_embeddings") for one in each if one.get("rope_type") == "longrope"]

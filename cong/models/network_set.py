@@ -61,6 +61,7 @@ def join_networks(networks: Sequence[Network]) -> NetworkSet:
         *_width_messages(networks, num_tokens),
         *_end_messages(networks, num_tokens),
         *_template_messages(first, networks[1:]),
+        *_length_messages(networks),
     )
     for message in messages:
         logger.warning("%s", message)
@@ -123,4 +124,13 @@ def _template_messages(first: Network, others: Sequence[Network]) -> list[str]:
         f"{first.name} and {other.name} have different chat templates; messages are rendered by that of {first.name}"
         for other in others
         if other.tokenizer.chat_template != first.tokenizer.chat_template
+    ]
+
+
+def _length_messages(networks: Sequence[Network]) -> list[str]:
+    return [
+        f"{network.name} turns all positions of a sequence of more than {facts.context_length} tokens by other angles "
+        f"(longrope), which a cache of keys cannot follow; sequences end there, not at {facts.stated_context_length}"
+        for network in networks
+        if (facts := network.architecture).context_length != facts.stated_context_length
     ]

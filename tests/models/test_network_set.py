@@ -51,6 +51,27 @@ def test_networks_of_different_sizes_are_joined_and_cut_to_the_real_range(
     ]
 
 
+def test_where_long_sequences_turn_by_other_angles_they_end_before(make_network: MakeNetwork) -> None:
+    angles = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.5, 2.0, 3.0, 4.0],
+    }
+    folder = make_network("long", width=290, rope_parameters={**angles, "original_max_position_embeddings": 24})
+    joined = join_networks([_load(make_network("short", width=290), "aligned"), _load(folder)])
+    assert joined.context_length == 24
+    assert joined.messages == (
+        "long turns all positions of a sequence of more than 24 tokens by other angles (longrope), which a cache of "
+        "keys cannot follow; sequences end there, not at 64",
+    )
+    model: Any = joined.networks[1].model
+    ids_1T = torch.arange(25)[None]
+    first, longest, longer = (model(input_ids=ids_1T[:, :count]).logits[0, 9] for count in (10, 24, 25))
+    torch.testing.assert_close(first, longest)
+    assert not torch.allclose(first, longer, atol=1e-2)
+
+
 def test_every_id_of_the_shared_range_has_a_logit_in_every_network(make_network: MakeNetwork) -> None:
     joined = join_networks([_load(make_network("a", width=290), "aligned"), _load(make_network("b", width=301))])
     for network in joined.networks:
