@@ -96,6 +96,10 @@ class Drawer:
             rows.is_seen_BV = self._mark(map(_seen, sequences), len(sequences))
         return self.draw(sequences, logits)
 
+    def forget(self) -> None:
+        """Look at the rows anew: of some, tokens were drawn that their sequences never got."""
+        self._rows = None
+
     def _draw_from_heads(self, rows: _Rows, logits: tuple[Tensor, ...], banned_BV: Tensor | None) -> Tensor | None:
         """By kernels that look at head sets alone; None where they cannot."""
         if rows.numbers is None:

@@ -120,7 +120,11 @@ class Engine:
         if self._desk.expire():
             self._scheduler.retire()
         if self._desk.has_open:
-            self._step()
+            try:
+                self._step()
+            except BaseException:  # a Ctrl-C, or memory that ran out; whoever asked may go on
+                self._start_over()
+                raise
             if self._waiting is not None:
                 self._waiting.look()
         return self._desk.take_events()
@@ -196,6 +200,12 @@ class Engine:
             self._take_scores(chunks, scores)
             self._scheduler.retire()
             self._count(chunks, len(tokens), sum(map(len, scores)))
+
+    def _start_over(self) -> None:
+        """Compute anew what runs: a step was broken off, and what it was to leave in blocks may not be there."""
+        self._ahead = None
+        self._drawer.forget()
+        self._scheduler.start_over()
 
     def _compute(self) -> tuple[list[Chunk], Logits]:
         with self._phase("schedule"):

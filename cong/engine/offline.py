@@ -6,7 +6,7 @@ Knows an engine by its protocol alone.
 from collections.abc import Collection, Iterable, Iterator
 
 from cong.engine.protocol import Generate, LocalEngine, SampleFinished
-from cong.errors import CongError, ModelError
+from cong.errors import ModelError
 from cong.schemas import SampleRecord, SampleRequest
 
 
@@ -16,7 +16,7 @@ def generate(
     """Samples in any order, but for those whose key is known.
 
     No request is taken while as many samples wait as a step computes. The first sample that cannot be drawn ends it;
-    whoever takes no more of them leaves nothing in the engine.
+    however it ends, by a Ctrl-C or where no more samples are taken, nothing is left in the engine.
     """
     wanted = _wanted(engine, requests, known_keys)
     is_drained = False
@@ -40,7 +40,7 @@ def generate(
                         name, index = event.record.prompt.prompt_id, event.sample_index
                         raise ModelError(f"prompt {name!r}, sample {index}: {event.problem}")
                     yield event.record
-    except (GeneratorExit, CongError):
+    except BaseException:
         for request_id in num_left:
             engine.cancel(request_id)
         engine.events()

@@ -192,6 +192,12 @@ class Scheduler:
             if chunk.count == 1:  # which keeps its key while others already attend
                 self._publish(chunk)
 
+    def start_over(self) -> None:
+        """Let all who run wait to be recomputed, and nobody share what they held: it may never have been computed."""
+        for sequence in reversed(tuple(self.running)):
+            self.pool.forget(sequence.blocks)
+            self._preempt(sequence)
+
     def retire(self) -> None:
         """Let finished sequences go and free what they held."""
         if not any(sequence.is_finished for sequence in self.running):

@@ -2,7 +2,8 @@
 
 import functools
 import re
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,62 @@ def test_who_stops_taking_samples_leaves_nothing_behind(world: World) -> None:
         break
     assert not engine.has_work
     assert [len(record.completion_token_ids) for record in engine.generate(requests)] == [2, 9, 12]
+
+
+def interrupt(*arguments: Any) -> None:
+    """A Ctrl-C."""
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3])
+def test_an_interrupted_step_leaves_an_engine_that_draws_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch, num_steps: int
+) -> None:
+    parameters = contrast(max_tokens=6, repetition_penalty=1.3)
+    requests = [SampleRequest(prompt=Prompt(text=f"{end}hello hello {end}"), parameters=parameters) for end in "abc"]
+    requests = [request.model_copy(update={"num_samples": 2}) for request in requests]
+    drawn = {record.key: record.completion_token_ids for record in make_engine(world).generate(requests)}
+    engine = make_engine(world)
+    steps = [engine._runner.forward] * num_steps
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._runner, "forward", lambda *chunks: (steps.pop() if steps else interrupt)(*chunks))
+        with pytest.raises(KeyboardInterrupt):
+            list(engine.generate(requests))
+    assert not engine.has_work
+    assert engine.stats().num_blocks_free == engine.stats().num_blocks
+    assert {record.key: record.completion_token_ids for record in engine.generate(requests)} == drawn
+
+
+def test_who_goes_on_after_an_interrupted_step_gets_the_same_samples(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(engine: Engine) -> list[tuple[int, ...]]:
+        records = [event.record for event in drain(engine) if isinstance(event, SampleFinished)]
+        return [record.completion_token_ids for record in sorted(records, key=lambda record: record.sample_index)]
+
+    expected, engine = make_engine(world), make_engine(world)
+    for one in (expected, engine):
+        one.submit(Generate("r", PROMPT, contrast(repetition_penalty=100.0), (0, 1)))
+    engine.events()
+    with monkeypatch.context() as patch:  # after tokens were drawn, before anybody has taken them
+        patch.setattr(engine._drawer, "score", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.events()
+    assert drawn(engine) == drawn(expected)
+
+
+def test_requests_that_cannot_be_read_leave_nothing_behind(world: World) -> None:
+    engine = make_engine(world)
+    request = SampleRequest(prompt=PROMPT, parameters=contrast(max_tokens=3))
+
+    def unreadable() -> Iterator[SampleRequest]:
+        yield request
+        raise ValueError("a line that is no prompt")
+
+    with pytest.raises(ValueError, match="a line that is no prompt"):
+        list(engine.generate(unreadable()))
+    assert not engine.has_work
+    assert len(list(engine.generate([request]))) == 1
 
 
 @pytest.mark.parametrize(
