@@ -1,5 +1,6 @@
 """Requests that stream, stop, leave and run out of time under vLLM; what is refused; and its workers as processes."""
 
+import itertools
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from cong.config import EngineConfig, ModelsConfig, NetworkConfig
 from cong.engine import Engine, Event, Generate, LocalEngine, Rate, Rated, SampleFinished, TokenDrawn, open_engine
 from cong.engine.vllm_backend.versions import TESTED_VERSIONS, require_known_runner, require_tested
 from cong.errors import ConfigError, InvalidRequest, ModelError, PromptTooLong, UnsupportedModel
-from cong.schemas import Prompt, SamplingParameters
+from cong.schemas import Prompt, SampleRequest, SamplingParameters
 from tests.vllm.conftest import CONFIG, VllmWorld
 
 PROMPT = Prompt(text="hello")
@@ -89,6 +90,31 @@ def test_cancelling_frees_everything_and_hurts_nobody_else(world: VllmWorld) -> 
     engine.cancel("gone")
     engine.cancel("never there")
     assert engine.events() == []
+
+
+@pytest.mark.parametrize("num_steps", [0, 2])
+@pytest.mark.parametrize("part", ["execute_model", "sample_tokens"])
+def test_an_interrupted_step_leaves_an_engine_that_draws_the_same(
+    world: VllmWorld, monkeypatch: pytest.MonkeyPatch, part: str, num_steps: int
+) -> None:
+    engine = world.engine(*llamas(world))
+    executor = engine._core._client.engine_core.model_executor
+    parameters = contrast(max_tokens=6, repetition_penalty=3.0)
+    prompts = [Prompt(text=f"{first}{'hello there, ' * 6}") for first in "abc"]
+    requests = [SampleRequest(prompt=prompt, parameters=parameters, num_samples=2) for prompt in prompts]
+    ours = Engine(world.networks(*llamas(world)), EngineConfig(kv_memory_bytes=2**22))
+    drawn = {record.key: record.completion_token_ids for record in ours.generate(requests)}
+
+    def interrupt(*arguments: Any, **options: Any) -> Any:
+        if next(steps) == num_steps:
+            raise KeyboardInterrupt
+        return run(*arguments, **options)
+
+    run, steps = getattr(executor, part), itertools.count()
+    monkeypatch.setattr(executor, part, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.generate(requests))
+    assert {record.key: record.completion_token_ids for record in engine.generate(requests)} == drawn
 
 
 def test_a_deadline_ends_what_is_unfinished_waiting_or_running(world: VllmWorld) -> None:
@@ -168,7 +194,7 @@ PROGRAM = """
 import json, multiprocessing, os, random, sys
 from cong.config import EngineConfig, ModelsConfig, NetworkConfig
 from cong.engine import Generate, Rate, open_engine
-from cong.schemas import Prompt, SamplingParameters
+from cong.schemas import Prompt, SampleRequest, SamplingParameters
 
 if __name__ == "__main__":
     aligned, base, config = sys.argv[1:]

@@ -122,7 +122,11 @@ class VllmEngine:
         """Do one step and return what happened; empty when there was nothing to do."""
         self._abort(self._desk.expire())
         if self._desk.has_open:
-            self._step()
+            try:
+                self._step()
+            except BaseException:  # a Ctrl-C, or memory that ran out; what was asked may be taken back
+                self._core.break_off()
+                raise
         return self._desk.take_events()
 
     def generate(

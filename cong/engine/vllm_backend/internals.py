@@ -3,12 +3,12 @@
 What it relies on, in the versions that `TESTED_VERSIONS` names, checked before anything is served. In workers: the
 model runner "V1" (`GPUModelRunner` and its CPU kin) draws by calling `self.sampler(logits=, sampling_metadata=)`,
 rows of logits stand in the order of `input_batch.req_ids`, `requests[id]` keeps a request's parameters, prompt and
-drawn tokens, `discard_request_mask` marks rows whose prompt is not through, and prompts are scored by the sampler's
-`compute_logprobs` and `gather_logprobs`. In the engine's process: `LLMEngine` makes a request by
-`input_processor.process_inputs` and has an `engine_core` that takes requests and gives a step's `EngineCoreOutputs`,
-whether it runs in this process (then the sampler is found behind it) or in one of its own. Nothing of vLLM is patched:
-its runner is given another sampler, and its core is asked for what it found, instead of for the objects that
-`LLMEngine.step` makes of that for every token.
+drawn tokens, `discard_request_mask` marks rows whose prompt is not through, `execute_model_state` is what a step
+keeps until its tokens are drawn, and prompts are scored by the sampler's `compute_logprobs` and `gather_logprobs`. In
+the engine's process: `LLMEngine` makes a request by `input_processor.process_inputs` and has an `engine_core` that
+takes requests and gives a step's `EngineCoreOutputs`, whether it runs in this process (then the sampler is found
+behind it) or in one of its own. Nothing of vLLM is patched: its runner is given another sampler, and its core is
+asked for what it found, instead of for the objects that `LLMEngine.step` makes of that for every token.
 Legend: R rows, K networks, V tokens of the shared vocabulary, J = 3 + K numbers of a drawn token.
 """
 
@@ -32,8 +32,8 @@ from cong.engine.vllm_backend.versions import TESTED_VERSIONS
 from cong.engine.vllm_backend.wishes import ARGUMENT, Wish
 from cong.errors import ConfigError
 
-_NEEDED = ("sampler", "input_batch", "requests", "discard_request_mask", "device", "dtype")
-_NEEDED_OF_CORE = ("get_output", "add_request", "abort_requests", "shutdown")
+_NEEDED = ("sampler", "input_batch", "requests", "discard_request_mask", "execute_model_state", "device", "dtype")
+_NEEDED_OF_CORE = ("get_output", "add_request", "abort_requests", "reset_prefix_cache", "shutdown")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,15 @@ class Core:
             if scheduler.prefix_cache_stats is not None:
                 self.num_hit_tokens += scheduler.prefix_cache_stats.hits
         return [self._told(output) for output in outputs.outputs]
+
+    def break_off(self) -> None:
+        """After a step that did not end: let nobody share what it was to leave in blocks, which may not be there.
+
+        Its requests cannot go on, only be aborted. In processes of vLLM's own, no step is broken off from here.
+        """
+        if self._sampler is not None:
+            self._sampler.break_off()
+            self._client.reset_prefix_cache(reset_running_requests=True)
 
     def close(self) -> None:
         """Stop it, and its processes where it has some."""
@@ -196,6 +205,10 @@ class MixingSampler:
             token = records[-1]
             numbers_RJ[row] = torch.tensor([token.token_id, 0.0, 0.0, *token.logprobs], dtype=torch.float64)
         return self._output(batch.req_ids, numbers_RJ, wants_logprobs=sampling_metadata.max_num_logprobs is not None)
+
+    def break_off(self) -> None:
+        """Let the runner forget a step whose tokens were not drawn."""
+        self._runner.execute_model_state = None
 
     def compute_logprobs(self, logits: Tensor) -> Tensor:
         """Every network's log-probabilities side by side."""
