@@ -69,6 +69,8 @@ def fingerprint_tokenizer(folder: Path, chat_template: str | None = None) -> str
     special = {**read_json(folder / "special_tokens_map.json"), **config}
     settings: dict[str, Any] = {name: _token_text(special.get(name)) for name in _SPECIAL_TOKENS}
     settings |= {name: config[name] for name in _TOKENIZER_SWITCHES if name in config}
+    told = _told_tokens(special, read_json(folder / "tokenizer.json"))
+    settings |= {"tokens": told} if told else {}
     template = chat_template if chat_template is not None else _stored_template(folder, config)
     return "t1-" + content_key([_vocabulary(folder), settings, template])
 
@@ -138,6 +140,22 @@ def _vocabulary(folder: Path) -> Any:
         merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
         rules["model"] = {**model, "merges": merges}
     return rules
+
+
+def _told_tokens(config: dict[str, Any], tokenizer: dict[str, Any]) -> list[list[Any]]:
+    """Tokens that the settings add to those of the tables, or give another id or use: text, id, whether special."""
+    added = tokenizer.get("added_tokens") or ()
+    known = [[token.get("content"), token.get("id"), bool(token.get("special"))] for token in added]
+    numbered = (config.get("added_tokens_decoder") or {}).items()
+    told = [[_token_text(token), int(number), bool(token.get("special"))] for number, token in numbered]
+    already_special = {text for text, _, is_special in known if is_special}
+    special: list[Any] = [config.get(name) for name in ("cls_token", "sep_token", "mask_token")]
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        more = config.get(name) or ()
+        special += more.values() if isinstance(more, dict) else more
+    texts = [text for text in map(_token_text, special) if text is not None and text not in already_special]
+    # Those without an id get the next ones in their order.
+    return [token for token in told if token not in known] + [[text, None, True] for text in texts]
 
 
 def _token_text(token: Any) -> str | None:

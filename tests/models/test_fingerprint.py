@@ -209,6 +209,42 @@ def test_special_tokens_and_templates_are_part_of_a_tokenizer(tokenizer_folder: 
     assert len(seen) == 4
 
 
+_THOUGHT = {"content": "<thought>", "special": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"added_tokens_decoder": {"290": _THOUGHT}},
+        {"added_tokens_decoder": {"2": {**_THOUGHT, "content": "<|head|>"}}},
+        {"additional_special_tokens": ["<thought>"]},
+        {"extra_special_tokens": {"thought_token": "<thought>"}},
+        {"extra_special_tokens": ["the"]},
+        {"sep_token": "<thought>"},
+    ],
+)
+def test_tokens_that_only_the_settings_tell_of_are_part_of_a_tokenizer(
+    tokenizer_folder: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    shutil.copytree(tokenizer_folder, tmp_path, dirs_exist_ok=True)
+    _edit(tmp_path / "tokenizer_config.json", **settings)
+    plain, changed = load_tokenizer(str(tokenizer_folder)), load_tokenizer(str(tmp_path))
+    assert (plain.token_to_id, plain.special_ids) != (changed.token_to_id, changed.special_ids)
+    assert plain.fingerprint != changed.fingerprint
+
+
+def test_what_the_settings_say_of_tokens_once_more_changes_nothing(tokenizer_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tokenizer_folder, tmp_path, dirs_exist_ok=True)
+    added = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    decoder = {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in added}
+    _edit(
+        tmp_path / "tokenizer_config.json",
+        added_tokens_decoder=decoder,
+        additional_special_tokens=["<|head|>", "<|turn|>"],
+    )
+    assert fingerprint_tokenizer(tmp_path) == fingerprint_tokenizer(tokenizer_folder)
+
+
 def test_a_token_is_the_same_in_both_of_its_spellings(tokenizer_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tokenizer_folder, tmp_path, dirs_exist_ok=True)
     _edit(tmp_path / "tokenizer_config.json", eos_token={"content": "<|turn|>", "lstrip": False, "rstrip": False})
