@@ -80,6 +80,11 @@ class LaneListing:
         at = bisect.bisect_right(self.segments, row, key=lambda segment: segment.first_row) - 1
         return self.segments[at] if at >= 0 and row < self.segments[at].stop_row else None
 
+    def next_segment(self, row: int) -> SegmentName | None:
+        """The first segment that begins behind a row."""
+        at = bisect.bisect_right(self.segments, row, key=lambda segment: segment.first_row)
+        return self.segments[at] if at < len(self.segments) else None
+
 
 @dataclass
 class Listing:

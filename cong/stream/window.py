@@ -63,7 +63,9 @@ def _checked(span: Span, row: int, reader: RowReader) -> tuple[int, bool]:
     """The row up to which those from a row on stand or fall together, and whether their bytes can be trusted."""
     segment = _segment_of(span, row, reader)
     if segment is None:
-        return span.stop, False
+        listed = reader.listing.lanes.get(span.lane)
+        after = None if listed is None else listed.next_segment(row)
+        return (span.stop if after is None else min(span.stop, after.first_row)), False
     stop = min(span.stop, segment.stop_row)
     try:
         file = reader.open(segment)

@@ -14,7 +14,7 @@ from cong.config.stream import FollowSettings, ReadSettings, SampleFilter
 from cong.errors import StreamCorrupt, StreamError
 from cong.lab.disk import SimulatedDisk
 from cong.schemas import SampleRecord
-from cong.stream import Cursor, Draw, Lane, StreamReader, StreamWriter, compact
+from cong.stream import Cursor, Draw, Lane, StreamReader, StreamWriter, compact, retain
 from cong.stream.cursor import split_spans, window_order
 from cong.stream.listing import Span
 from cong.stream.store import LocalStore
@@ -301,6 +301,26 @@ def test_a_missing_last_segment_of_a_closed_writer_is_noticed() -> None:
     reader = StreamReader(disk_store(disk), ReadSettings(on_damage="skip"))
     assert flat(table.column("key").to_pylist() for table, _ in reader.tables(4)) == keys(range(10))
     assert reader.cursor.skipped == (Span(Lane("w", 1), 10, 15),)
+
+
+@pytest.mark.parametrize("is_retained", [False, True], ids=["lost", "retained"])
+@pytest.mark.parametrize("order", [ReadSettings(), SHUFFLED], ids=["stated", "shuffled"])
+def test_rows_that_go_after_they_were_admitted_are_skipped_without_their_neighbours(
+    order: ReadSettings, is_retained: bool
+) -> None:
+    disk = SimulatedDisk()
+    store = disk_store(disk)
+    write(store, range(30))
+    skipping = order.model_copy(update={"on_damage": "skip"})
+    cursor = StreamReader(store, skipping).admit()
+    if is_retained:
+        passed = StreamReader(store)
+        passed.draw(12)
+        assert retain(store, [passed.cursor]).num_rows == 10
+    else:
+        disk.unlink(next(path for path in disk.paths() if "-00000002-00000002-" in path))
+    left = range(10, 30) if is_retained else [*range(10), *range(15, 30)]
+    assert sorted(read_keys(store, skipping, cursor)) == sorted(keys(left))
 
 
 def test_lost_then_stored_again_elsewhere_is_read() -> None:
