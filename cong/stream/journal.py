@@ -4,14 +4,16 @@ A frame is a header with its own checksum and a payload with another. Its owner 
 that can be locked belongs to a process that is gone, and whoever locks it may carry its records on.
 """
 
+import contextlib
 import logging
+import secrets
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cong.stream.filesystem import FileSystem, write_whole
-from cong.stream.names import JournalName, Lane
+from cong.stream.names import TEMPORARY_PREFIX, JournalName, Lane
 
 log = logging.getLogger(__name__)
 
@@ -85,26 +87,39 @@ class _File:
 class Journal:
     """The write-ahead files of one lane; a file goes when every row in it is sealed."""
 
-    def __init__(self, files: FileSystem, folder: str, lane: Lane) -> None:
+    def __init__(self, files: FileSystem, folder: str, lane: Lane, stream: str) -> None:
         self._files = files
         self._folder = folder
         self._lane = lane
+        self._stream = stream
         self._number = 0
         self._current = self._start()
         self._older: list[_File] = []
 
     def _start(self) -> _File:
-        path = f"{self._folder}/{JournalName(self._lane, self._number).filename}"
+        """A new file, which has its name only when it is locked: without its lock it would pass for a dead writer's."""
+        filename = JournalName(self._lane, self._number, self._stream).filename
+        path = f"{self._folder}/{filename}"
+        temporary = f"{self._folder}/{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{filename}"
         self._number += 1
-        handle = self._files.create(path)
+        self._files.close(self._files.create(temporary))
+        lock: int | None = None
+        made = temporary
         try:
-            lock = self._files.lock(path)
-            assert lock is not None, f"{path} was made a moment ago by this process"
+            lock = self._files.lock(temporary)
+            assert lock is not None, (
+                f"{temporary} was made a moment ago by this process, and nobody looks for such names"
+            )
+            self._files.link(temporary, path)
+            self._files.unlink(temporary)
+            made = path
             self._files.fsync_directory(self._folder)
-        except BaseException:
-            self._files.close(handle)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._files.unlink(made)
+            if lock is not None:
+                self._files.close(lock)
             raise
-        self._files.close(handle)
         return _File(path, lock)
 
     def append(self, frames: Sequence[Frame]) -> None:

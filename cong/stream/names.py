@@ -2,6 +2,7 @@
 
     segments/<writer>-<epoch>-<first sequence>-<last sequence>-<first row>-<rows>-<digest>.parquet
     writers/<writer>-<epoch>-<sequence>-<row>-<check>.claim|closed|retained
+    journal/<writer>-<epoch>-<number>-<stream>-<check>.wal
 
 Knows no files: only their names. Numbers have a fixed width, so that names sort as what they count.
 """
@@ -28,7 +29,8 @@ _MARKER = re.compile(
     r"-(?P<check>[0-9a-f]{16})\.(?P<kind>claim|closed|retained)"
 )
 _JOURNAL = re.compile(
-    r"(?P<writer>[A-Za-z0-9][A-Za-z0-9._-]{0,63})-(?P<epoch>\d{6})-(?P<number>\d{8})-(?P<check>[0-9a-f]{16})\.wal"
+    r"(?P<writer>[A-Za-z0-9][A-Za-z0-9._-]{0,63})-(?P<epoch>\d{6})-(?P<number>\d{8})(-(?P<stream>[0-9a-f]{16}))?"
+    r"-(?P<check>[0-9a-f]{16})\.wal"
 )
 
 MarkerKind = Literal["claim", "closed", "retained"]
@@ -116,16 +118,25 @@ class Marker:
 
 @dataclass(frozen=True)
 class JournalName:
-    """One write-ahead file of a lane."""
+    """One write-ahead file of a lane.
+
+    Streams may share a journal's folder, and their lanes may have equal names, so the name tells the stream too. A name
+    without one is of a folder that was not shared.
+    """
 
     lane: Lane
     number: int
+    stream: str = ""
 
     @property
     def filename(self) -> str:
         """The file's name in the journal's folder."""
-        stem = f"{self.lane}-{self.number:08d}"
+        stem = f"{self.lane}-{self.number:08d}{'-' * bool(self.stream)}{self.stream}"
         return f"{stem}-{_check(stem, 'wal')}.wal"
+
+    def is_of(self, stream: str) -> bool:
+        """Whether the records may be carried on in a stream."""
+        return self.stream in ("", stream)
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
@@ -133,7 +144,7 @@ class JournalName:
         found = _JOURNAL.fullmatch(name)
         if found is None:
             return None
-        journal = cls(Lane(found["writer"], int(found["epoch"])), int(found["number"]))
+        journal = cls(Lane(found["writer"], int(found["epoch"])), int(found["number"]), found["stream"] or "")
         return journal if journal.filename == name else None
 
 

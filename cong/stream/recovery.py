@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cong.config.stream import WriteSettings
 from cong.errors import StreamError
@@ -28,6 +28,8 @@ class Orphan:
     handle: int
     lane: Lane
     content: JournalContent
+    unread_rows: list[int] = field(default_factory=list)
+    """Whole records of another version: the file stays for a cong that reads them."""
 
 
 def journal_place(store: Store, settings: WriteSettings, files: FileSystem | None) -> tuple[FileSystem, str]:
@@ -39,19 +41,19 @@ def journal_place(store: Store, settings: WriteSettings, files: FileSystem | Non
     return files or LocalFileSystem(), settings.journal_dir
 
 
-def open_journal(files: FileSystem, folder: str, lane: Lane) -> tuple[Journal, list[Orphan]]:
-    """A new journal for a lane, and what dead writers left in the same folder."""
+def open_journal(files: FileSystem, folder: str, lane: Lane, stream: str) -> tuple[Journal, list[Orphan]]:
+    """A new journal for a lane, and what dead writers of its stream left in the same folder."""
     try:
         make_folders(files, folder)
-        return Journal(files, folder, lane), find_orphans(files, folder)
+        return Journal(files, folder, lane, stream), find_orphans(files, folder, stream)
     except OSError as error:
         raise StreamError(f"cannot open the journal in {folder}: {with_remedy(error)}") from error
 
 
-def find_orphans(files: FileSystem, folder: str) -> list[Orphan]:
-    """Every write-ahead file whose owner is gone, oldest first within a lane."""
+def find_orphans(files: FileSystem, folder: str, stream: str) -> list[Orphan]:
+    """Every write-ahead file of a stream whose owner is gone, oldest first within a lane."""
     found = []
-    names = [name for name in map(JournalName.parse, files.names(folder)) if name is not None]
+    names = [name for name in map(JournalName.parse, files.names(folder)) if name is not None and name.is_of(stream)]
     for name in sorted(names, key=lambda name: (name.lane, name.number)):
         path = f"{folder}/{name.filename}"
         with contextlib.suppress(FileNotFoundError):
@@ -76,7 +78,10 @@ def unsealed_records(orphan: Orphan, listing: Listing) -> Iterator[SampleRecord]
         try:
             yield SampleRecord.model_validate_json(frame.payload)
         except ValueError as error:
-            log.warning("%s: row %d is no record of this version: %s", orphan.path, frame.row, error)
+            log.warning(
+                "%s: row %d is no record of this version: %s", orphan.path, frame.row, " ".join(str(error).split())
+            )
+            orphan.unread_rows.append(frame.row)
 
 
 def close_lanes(store: Store, orphans: Iterable[Orphan], listing: Listing) -> None:
@@ -90,7 +95,13 @@ def close_lanes(store: Store, orphans: Iterable[Orphan], listing: Listing) -> No
 def dispose(files: FileSystem, folder: str, orphans: list[Orphan]) -> None:
     """Remove files whose records are stored; one with damage is kept beside, for people and for `verify`."""
     for orphan in orphans:
-        if orphan.content.damage:
+        if orphan.unread_rows:
+            log.warning(
+                "%s stays: open the stream with the version of cong that wrote it, which stores %d of its records",
+                orphan.path,
+                len(orphan.unread_rows),
+            )
+        elif orphan.content.damage:
             log.warning("%s: %s; kept as %s", orphan.path, "; ".join(orphan.content.damage), DAMAGED_SUFFIX)
             files.rename(orphan.path, orphan.path + DAMAGED_SUFFIX)
         else:

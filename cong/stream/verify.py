@@ -50,8 +50,9 @@ class Report:
 def verify(store: Store, journal: tuple[FileSystem, str] | None = None) -> Report:
     """Check a stream, and the folder of its write-ahead files where one is given."""
     report = Report()
+    stream = ""
     try:
-        require_identity(store)
+        stream = require_identity(store)
     except StreamCorrupt as error:
         report.problems.append(Problem(IDENTITY, str(error)))
     listing = list_stream(store)
@@ -60,7 +61,7 @@ def verify(store: Store, journal: tuple[FileSystem, str] | None = None) -> Repor
         for segment in lane.segments:
             _check_segment(store, segment, report)
     if journal is not None:
-        _check_journal(*journal, listing, report)
+        _check_journal(*journal, stream, listing, report)
     return report
 
 
@@ -106,19 +107,25 @@ def _check_segment(store: Store, name: SegmentName, report: Report) -> None:
             report.problems.append(Problem(name.path, "its rows are not those that its footer tells of", part))
 
 
-def _check_journal(files: FileSystem, folder: str, listing: Listing, report: Report) -> None:
+def _check_journal(files: FileSystem, folder: str, stream: str, listing: Listing, report: Report) -> None:
     try:
         names = sorted(files.names(folder))
     except FileNotFoundError:
         return
     for name in names:
         path = f"{folder}/{name}"
+        journal = JournalName.parse(name.removesuffix(DAMAGED_SUFFIX))
+        if journal is not None and stream and not journal.is_of(stream):
+            # Another stream has its journal in the same folder.
+            continue
+        if name.startswith(TEMPORARY_PREFIX):
+            report.num_leftovers += 1
+            continue
         if name.endswith(DAMAGED_SUFFIX):
             report.problems.append(
                 Problem(path, "a recovered journal in which records were damaged; remove it when read")
             )
             continue
-        journal = JournalName.parse(name)
         if journal is None:
             report.problems.append(Problem(path, "no writer makes such a name"))
             continue

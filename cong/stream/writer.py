@@ -77,7 +77,7 @@ class StreamWriter:
         self._journal: Journal | None = None
         orphans: list[Orphan] = []
         if self._settings.has_journal:
-            self._journal, orphans = open_journal(self._journal_files, self._journal_dir, self.lane)
+            self._journal, orphans = open_journal(self._journal_files, self._journal_dir, self.lane, stream)
         self._thread = threading.Thread(target=self._run, name=f"stream-{self.lane}", daemon=True)
         self._thread.start()
         atexit.register(self._close_at_exit)

@@ -127,6 +127,7 @@ def test_a_changed_character_of_a_name_is_noticed(tmp_path: Path) -> None:
         Marker("closed", Lane("a-b.c", 12), 4, 20).path.partition("/")[2],
         Marker("claim", Lane("w", 1)).path.partition("/")[2],
         JournalName(Lane("w", 1), 3).filename,
+        JournalName(Lane("w", 1), 3, "0123456789abcdef").filename,
     ],
 )
 def test_names_without_content_check_themselves(name: str) -> None:
