@@ -70,7 +70,7 @@ class StreamWriter:
         self._sequence = 0
         self._journalled_row = 0
         self._built: tuple[SegmentName, bytes] | None = None
-        self._is_stopping = self._is_closed = False
+        self._is_closing = self._is_stopping = self._is_closed = False
         self._fatal: BaseException | None = None
         self.num_duplicates = self.num_segments = 0
         self._journal_files, self._journal_dir = journal_place(store, self._settings, journal_files)
@@ -133,24 +133,27 @@ class StreamWriter:
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Publish everything handed in so far."""
-        patience_s = self._settings.timeout_s if timeout_s is None else timeout_s
         with self._changed:
             self._require_open()
-            last = self._buffer.last()
-            if last is None:
-                return
-            future = self._add_waiter(last, self._store.level, is_duplicate=False, needs_segment=True)
-            self._agenda.is_forced = True
-            self._changed.notify_all()
-        self._wait(future, patience_s)
+            last = self._force()
+        self._await(last, timeout_s)
 
     def close(self, timeout_s: float | None = None) -> None:
         """Publish everything, say that the lane is complete, and stop; after an error it may be called again."""
         if self._is_closed:
             return
-        self.flush(timeout_s)
-        require_unfenced(self._store, self.lane)
-        self._store.publish(Marker("closed", self.lane, self._sequence, self._next_row).path, b"")
+        with self._changed:
+            self._require_open()
+            # What another thread would hand in from now on would lie behind the end that the marker tells.
+            self._is_closing = True
+            last = self._force()
+        try:
+            self._await(last, timeout_s)
+            require_unfenced(self._store, self.lane)
+            self._store.publish(Marker("closed", self.lane, self._sequence, self._next_row).path, b"")
+        except BaseException:
+            self._is_closing = False
+            raise
         self._stop()
         if self._journal is not None:
             self._journal.close(is_clean=True)
@@ -255,6 +258,19 @@ class StreamWriter:
             self._buffer.waited_since_s = time.monotonic()
         return future
 
+    def _force(self) -> "Future[Ack] | None":
+        """Have everything there is published; what ends when it is, None where there is nothing."""
+        last = self._buffer.last()
+        if last is None:
+            return None
+        self._agenda.is_forced = True
+        self._changed.notify_all()
+        return self._add_waiter(last, self._store.level, is_duplicate=False, needs_segment=True)
+
+    def _await(self, last: "Future[Ack] | None", timeout_s: float | None) -> None:
+        if last is not None:
+            self._wait(last, self._settings.timeout_s if timeout_s is None else timeout_s)
+
     def _wait(self, future: "Future[Ack]", patience_s: float) -> Ack:
         try:
             return future.result(patience_s)
@@ -269,7 +285,7 @@ class StreamWriter:
             raise type(self._fatal)(str(self._fatal)) from self._fatal
         if self._fatal is not None:
             raise StreamError(f"the writer {self.lane} has stopped: {self._fatal!r}; open a new one") from self._fatal
-        if self._is_closed or self._is_stopping:
+        if self._is_closing or self._is_closed or self._is_stopping:
             raise StreamError(f"the writer {self.lane} is closed; open a new one")
 
     # Making records durable: everything below runs in the background thread, or before it starts.

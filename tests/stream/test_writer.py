@@ -229,6 +229,27 @@ def test_a_closed_writer_takes_nothing(disk: SimulatedDisk) -> None:
         writer.append(cached_record(0))
 
 
+def test_what_comes_while_a_writer_closes_is_refused_and_leaves_no_gap(disk: SimulatedDisk) -> None:
+    store = disk_store(disk)
+    writer = StreamWriter(store, SMALL, "w")
+    writer.append(cached_record(0))
+    refused: list[str] = []
+
+    def late(folder: str) -> list[str]:
+        # The last look at the claims, when everything is stored and the marker is not.
+        if folder == WRITERS and not writer.num_unsealed_rows and not refused:
+            with pytest.raises(StreamError) as told:
+                writer.append(cached_record(1))
+            refused.append(str(told.value))
+        return LocalStore.names(store, folder)
+
+    store.names = late  # type: ignore[method-assign]
+    writer.close()
+    assert refused == ["the writer w-000001 is closed; open a new one"]
+    assert verify(disk_store(disk)).is_sound
+    assert read_keys(disk_store(disk)) == keys([0])
+
+
 def test_a_vanished_folder_is_told(tmp_path: Path) -> None:
     store = folder_store(tmp_path)
     writer = StreamWriter(store, SMALL, "w")
