@@ -263,7 +263,8 @@ class ObjectStore:
         """One PUT, counted only when the store shows the object with its full size."""
         with _foreign("publish", self._at(path)):
             self.files.pipe_file(self._at(path), data)
-        stored = self.size(path)
+            # A store that lags may not show yet what it has taken: that is no missing file, but a reason to try again.
+            stored = self.size(path)
         if stored != len(data):
             raise StreamError(f"cannot publish {self._at(path)}: {stored} of {len(data)} bytes arrived; try again")
 
@@ -294,9 +295,11 @@ def _foreign(doing: str, path: str) -> Iterator[None]:
     """Back ends raise what they like: all of it is one kind of trouble here, a missing file aside."""
     try:
         yield
-    except (FileNotFoundError, StreamError):
+    except StreamError:
         raise
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and doing in _READING:
+            raise
         raise StreamError(f"cannot {doing} {path}: {type(error).__name__}: {error}") from error
 
 

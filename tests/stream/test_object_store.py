@@ -221,6 +221,31 @@ def test_an_object_store_can_keep_a_journal_on_the_local_disk(proxy: Proxy, buck
     assert sorted(read_keys(there)) == sorted(keys(range(3)))
 
 
+def test_an_object_that_does_not_show_yet_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = open_store("memory://lagging/stream")
+    writer = StreamWriter(there, SMALL, "w")
+    hidden = iter([True])
+    size = type(there).size
+
+    def lagging(self: Store, path: str) -> int:
+        if next(hidden, False):
+            raise FileNotFoundError(path)
+        return size(self, path)
+
+    monkeypatch.setattr(type(there), "size", lagging)
+    with pytest.raises(StreamError, match=r"^cannot publish .*FileNotFoundError"):
+        writer.append(records([0])[0], "shared")
+    assert writer.append(records([0])[0], "shared").level == "shared"
+    writer.close()
+    assert read_keys(there) == keys([0])
+
+
+def test_a_bucket_that_is_not_there_is_told(proxy: Proxy, bucket: str) -> None:
+    there = open_store("s3://no-such-bucket/stream", store(proxy, bucket).files.storage_options)  # type: ignore[attr-defined]
+    with pytest.raises(StreamError, match=r"^cannot create no-such-bucket/stream/stream.json: .*bucket"):
+        StreamWriter(there, SMALL, "w")
+
+
 def test_another_back_end_of_fsspec_works_too() -> None:
     there = open_store("memory://some/stream")
     write(there, range(8))
