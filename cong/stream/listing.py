@@ -142,6 +142,9 @@ def _resolve(
         else:
             listing.segments.append(segment)
     row, sequence = listing.first_row, listing.first_sequence
+    if listing.segments and listing.segments[0].first_sequence < sequence:
+        # A compaction that had read its segments before retention removed some: what it made holds their rows again.
+        row, sequence = listing.segments[0].first_row, listing.segments[0].first_sequence
     for segment in listing.segments:
         if segment.first_row != row or segment.first_sequence != sequence:
             listing.gaps.append(Span(listing.lane, row, max(row, segment.first_row)))

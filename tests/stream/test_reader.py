@@ -14,7 +14,7 @@ from cong.config.stream import FollowSettings, ReadSettings, SampleFilter
 from cong.errors import StreamCorrupt, StreamError
 from cong.lab.disk import SimulatedDisk
 from cong.schemas import SampleRecord
-from cong.stream import Cursor, Draw, Lane, StreamReader, StreamWriter, compact, retain
+from cong.stream import Cursor, Draw, Lane, StreamReader, StreamWriter, compact, retain, verify
 from cong.stream.cursor import split_spans, window_order
 from cong.stream.listing import Span
 from cong.stream.store import LocalStore
@@ -214,6 +214,33 @@ def test_a_compaction_that_another_one_overtakes_says_so_and_loses_nothing() -> 
     with pytest.raises(StreamError, match=r"is gone: another compaction .* run this one again"):
         compact(_Overtaken("/stream", disk), WHOLE)
     assert read_keys(disk_store(disk)) == expected
+
+
+def test_a_retention_that_overtakes_a_compaction_leaves_a_sound_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = SimulatedDisk()
+    store = disk_store(disk)
+    write(store, range(40))
+    reader = StreamReader(store)
+    reader.draw(12)
+    publish = LocalStore.publish
+
+    def overtaken(self: LocalStore, path: str, data: bytes) -> None:
+        if path.endswith(".parquet"):
+            # What is to be merged has been read.
+            assert retain(disk_store(disk), [reader.cursor]).num_rows == 10
+        publish(self, path, data)
+
+    monkeypatch.setattr(LocalStore, "publish", overtaken)
+    compact(store)
+    monkeypatch.undo()
+    assert verify(store).is_sound
+    assert read_keys(store, None, reader.cursor) == keys(range(12, 40))
+    assert read_keys(store)[-30:] == keys(range(10, 40))
+    passed = StreamReader(store)
+    passed.draw(40)
+    retain(store, [passed.cursor])
+    assert verify(store).is_sound
+    assert read_keys(store, None, passed.cursor) == []
 
 
 def test_late_rows_of_any_writer_are_read_after_what_was_admitted() -> None:
