@@ -310,6 +310,9 @@ def _modified_s(item: Mapping[str, Any]) -> float:
 
 def open_store(location: str, options: Mapping[str, Any] | None = None, is_shared: bool = False) -> Store:
     """The store of a folder or URL; `options` are the fsspec back end's."""
-    if "://" in location and not location.startswith("file://"):
-        return ObjectStore(location, options or {})
-    return LocalStore(location.removeprefix("file://"), LocalFileSystem(), is_shared)
+    protocol, is_url, path = location.partition("://")
+    if not is_url:
+        return LocalStore(location, LocalFileSystem(), is_shared)
+    if protocol in ("file", "local"):
+        return LocalStore(path, LocalFileSystem(), is_shared)
+    return ObjectStore(location, options or {})

@@ -250,6 +250,14 @@ def test_what_comes_while_a_writer_closes_is_refused_and_leaves_no_gap(disk: Sim
     assert read_keys(disk_store(disk)) == keys([0])
 
 
+@pytest.mark.parametrize("protocol", ["file", "local"])
+def test_a_url_of_a_folder_is_that_folder(tmp_path: Path, protocol: str) -> None:
+    store = open_store(f"{protocol}://{tmp_path}/a stream")
+    assert store.level == "local"
+    write(store, range(5))
+    assert read_keys(open_store(f"{tmp_path}/a stream")) == keys(range(5))
+
+
 def test_a_vanished_folder_is_told(tmp_path: Path) -> None:
     store = folder_store(tmp_path)
     writer = StreamWriter(store, SMALL, "w")
