@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cong.cli.config import Commands
-from cong.cli.stream_arguments import add_filter_options, console, count_of, opened, size_of
+from cong.cli.stream_arguments import add_filter_options, console, count_of, named, opened, size_of
 from cong.cli.stream_samples import export_samples, show, stats, tail
 from cong.config.loading import check
 from cong.config.stream import WriteSettings
 from cong.errors import StreamError
 from cong.report import Column, Table, to_rich
-from cong.stream import Cursor, Store, compact, open_store, retain, verify
+from cong.stream import Cursor, compact, retain, verify
 from cong.stream.filesystem import LocalFileSystem
 from cong.stream.identity import require_identity
 from cong.stream.listing import list_stream
@@ -147,7 +147,8 @@ def _time(seconds: float) -> str:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    store = _store_unchecked(arguments)
+    # A damaged identity is reported with all else that is wrong.
+    store = named(arguments)
     folder = arguments.journal or (f"{store.root}/{JOURNAL}" if isinstance(store, LocalStore) else "")
     if arguments.journal and not Path(folder).is_dir():
         # Nothing would be found there, and the stream called sound.
@@ -164,14 +165,6 @@ def _verify(arguments: argparse.Namespace) -> int:
         f"{count_of(report.num_leftovers, 'harmless leftover')}"
     )
     return 0 if report.is_sound else 1
-
-
-def _store_unchecked(arguments: argparse.Namespace) -> Store:
-    """For the command that reports a damaged identity instead of stopping at it."""
-    try:
-        return opened(arguments)
-    except StreamError:
-        return open_store(arguments.stream)
 
 
 def _compact(arguments: argparse.Namespace) -> int:

@@ -16,6 +16,13 @@ from cong.stream.identity import require_identity
 
 def opened(arguments: argparse.Namespace) -> Store:
     """The stream that is named; refused where there is none."""
+    store = named(arguments)
+    require_identity(store)
+    return store
+
+
+def named(arguments: argparse.Namespace) -> Store:
+    """The place that is named, whatever lies there."""
     options: dict[str, Any] = {}
     for text in arguments.storage_option:
         name, equals, value = text.partition("=")
@@ -25,9 +32,7 @@ def opened(arguments: argparse.Namespace) -> Store:
             options[name] = json.loads(value)
         except ValueError:
             options[name] = value
-    store = open_store(arguments.stream, options)
-    require_identity(store)
-    return store
+    return open_store(arguments.stream, options)
 
 
 def read_settings(arguments: argparse.Namespace) -> ReadSettings:

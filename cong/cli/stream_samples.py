@@ -13,7 +13,7 @@ import numpy as np
 from cong.cli.stream_arguments import console, count_of, opened, read_settings
 from cong.config.loading import check
 from cong.config.stream import FollowSettings, ReadSettings, SampleFilter
-from cong.errors import StreamError
+from cong.errors import StreamCorrupt, StreamError
 from cong.report import (
     Axis,
     Bar,
@@ -52,12 +52,19 @@ def tail(arguments: argparse.Namespace) -> int:
     settings = ReadSettings(on_damage="skip", is_deduplicated=False, follow=follow)
     reader = StreamReader(store, settings)
     listing = reader.listing
+    damage: dict[str, None] = {}
     for lane in listing.lanes.values():
         stop = lane.segments[-1].stop_row if lane.segments else 0
         rows = [row for row in range(max(0, stop - arguments.num), stop) if lane.segment_of(row)]
-        if rows:
-            at = np.array(rows, dtype=np.int64)
-            _print_rows(reader, Draw((lane.lane,), np.zeros_like(at), at, reader.cursor))
+        for row in rows:
+            # One by one: damage is told, and hides no row that is whole.
+            at = np.array([row], dtype=np.int64)
+            try:
+                _print_rows(reader, Draw((lane.lane,), np.zeros_like(at), at, reader.cursor))
+            except StreamCorrupt as error:
+                damage.setdefault(str(error))
+    for told in damage:
+        print(f"cong: {told}", file=sys.stderr)
     if follow is not None:
         ends = tuple((lane.lane, lane.segments[-1].stop_row) for lane in listing.lanes.values() if lane.segments)
         follower = StreamReader(store, settings, replace(reader.cursor, admitted=ends))
@@ -75,7 +82,9 @@ def _print_rows(reader: StreamReader, draw: Draw) -> None:
 
 def _line(row: dict[str, Any], place: str) -> str:
     reward = row["implicit_reward_mean"]
-    text = " ".join(row["completion_text"].split())
+    # What a network has drawn must not steer the terminal.
+    printable = (character if character.isprintable() else " " for character in row["completion_text"])
+    text = " ".join("".join(printable).split())
     excerpt = text if len(text) <= _EXCERPT_CHARS else text[: _EXCERPT_CHARS - 1] + "…"
     return (
         f"{row['key'][:12]}  {place:<24} {row['kind']:<11} {row['finish_reason']:<9} {row['num_tokens']:>6} tokens  "

@@ -17,7 +17,7 @@ from cong.lab.records import synthetic_record
 from cong.schemas import Message, Prompt
 from cong.stream import StreamReader, StreamWriter, open_store
 from cong.stream.statistics import Subsample, sample_facts
-from tests.stream.streams import cached_record, keys
+from tests.stream.streams import cached_record, keys, write
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,46 @@ def test_tail_shows_the_last_records_of_each_writer(
         f"{name}-000001:{row}" for name in ("plain", "sampler") for row in (18, 19)
     ]
     assert keys([19])[0][:12] in shown[-1]
+
+
+def test_tail_shows_what_is_whole_and_tells_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "stream"
+    write(open_store(str(path)), range(10), "a")
+    write(open_store(str(path)), range(10, 20), "b")
+    segment = max(path.glob("segments/a-*"))
+    content = bytearray(segment.read_bytes())
+    content[40] ^= 1
+    segment.write_bytes(content)
+    assert main(["stream", "tail", str(path), "-n", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[1] for line in shown.splitlines()] == [
+        *(f"a-000001:{row}" for row in (7, 8, 9)),
+        *(f"b-000001:{row}" for row in (7, 8, 9)),
+    ]
+    assert main(["stream", "tail", str(path), "-n", "5"]) == 0
+    shown, told = capsys.readouterr()
+    assert [line.split()[1] for line in shown.splitlines()][:3] == [f"a-000001:{row}" for row in (7, 8, 9)]
+    assert told.count("rows 5 to 6 of a-000001") == len(told.splitlines()) == 1
+
+
+def test_tail_lets_no_sample_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "stream")
+    with StreamWriter(open_store(path), writer_id="w") as writer:
+        writer.append(cached_record(0).model_copy(update={"completion_text": "a\x1b[2J\x1b]0;b\x07c\u202ed é"}))
+    assert run(capsys, "tail", path).rstrip().endswith("a [2J ]0;b c d é")
+
+
+def test_verify_of_a_damaged_identity_asks_the_store_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "stream"
+    write(open_store(str(path)), range(5))
+    (path / "stream.json").write_text("{}")
+    # An option that nobody understands must not be dropped, as if it had not been given.
+    assert main(["stream", "verify", str(path), "--storage-option", "endpoint"]) == 2
+    assert "'endpoint': write it as NAME=VALUE" in capsys.readouterr().err
+    assert main(["stream", "verify", str(path)]) == 1
+    assert "stream.json is not what was written" in capsys.readouterr().out
 
 
 def test_tail_follows_a_sampler_that_is_at_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
