@@ -140,7 +140,7 @@ def stats(arguments: argparse.Namespace) -> int:
         ("tokens", facts.num_tokens),
         ("mean length", facts.num_tokens / facts.num_records),
         ("median length", float(np.median(facts.lengths.values))),
-        ("mean implicit reward per token", float(np.mean(facts.rewards.values)) if facts.rewards.values else None),
+        ("mean implicit reward per token", facts.rewards.mean),
         ("mean head-set size", sum(size * n for size, n in facts.head_sizes.items()) / heads if heads else None),
         *((f"finish reason {name}", count) for name, count in facts.finish_reasons.most_common()),
         *((f"kind {name}", count) for name, count in facts.kinds.most_common()),

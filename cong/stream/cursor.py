@@ -121,7 +121,7 @@ def split_spans(spans: Sequence[Span], num_rows: int) -> tuple[tuple[Span, ...],
     return tuple(taken), ()
 
 
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """The finalizer of splitmix64: a bijection whose bits look random, the same on every machine and version."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -136,8 +136,8 @@ def window_order(num_rows: int, seed: int, window_number: int, is_shuffled: bool
     """In which order the rows of a window are taken."""
     if not is_shuffled:
         return np.arange(num_rows, dtype=np.int64)
-    start = _mixed(_mixed(_one(seed)) ^ _one(window_number))
-    return np.argsort(_mixed(start + np.arange(num_rows).astype(np.uint64)), kind="stable")
+    start = mixed(mixed(_one(seed)) ^ _one(window_number))
+    return np.argsort(mixed(start + np.arange(num_rows).astype(np.uint64)), kind="stable")
 
 
 @dataclass(frozen=True)

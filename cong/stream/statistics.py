@@ -1,6 +1,6 @@
 """What is in a stream, in numbers: per writer from names and sizes alone, per sample from its columns.
 
-Memory stays bounded: counts are exact, distributions keep an even subsample of what was seen.
+Memory stays bounded: counts and means are exact, distributions keep an even subsample of what was seen.
 """
 
 from collections import Counter
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from cong.stream.columns import ragged
+from cong.stream.cursor import mixed
 from cong.stream.listing import Listing, list_stream
 from cong.stream.names import SEGMENTS, Lane
 from cong.stream.reader import StreamReader
@@ -72,20 +73,37 @@ def lane_facts(store: Store) -> tuple[Listing, list[LaneFacts]]:
 
 @dataclass
 class Subsample:
-    """Every stride-th value seen; the stride doubles whenever the room is used up."""
+    """One in so many of the values seen, by a hash of their numbers, and the mean of all.
+
+    The stride doubles whenever the room is used up. Without the hash it would fall in step with a stream in which the
+    samples of a prompt, or two kinds, take turns, and show one part of them for all.
+    """
 
     values: list[float] = field(default_factory=list)
     stride: int = 1
     num_seen: int = 0
+    total: float = 0.0
+    _marks: list[int] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float | None:
+        """Of every value seen; None where there was none."""
+        return self.total / self.num_seen if self.num_seen else None
 
     def add(self, values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> None:
         """Take in values in order."""
-        first = -self.num_seen % self.stride
-        self.values += values[first :: self.stride].tolist()
+        marks = mixed(np.arange(self.num_seen, self.num_seen + len(values)).astype(np.uint64))
+        kept = marks % np.uint64(self.stride) == 0
+        self.values += values[kept].tolist()
+        self._marks += marks[kept].tolist()
         self.num_seen += len(values)
+        self.total += float(values.sum())
         while len(self.values) > _MAX_KEPT:
-            self.values = self.values[::2]
             self.stride *= 2
+            both = [
+                (value, mark) for value, mark in zip(self.values, self._marks, strict=True) if mark % self.stride == 0
+            ]
+            self.values, self._marks = [value for value, _ in both], [mark for _, mark in both]
 
 
 @dataclass

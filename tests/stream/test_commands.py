@@ -16,6 +16,7 @@ from cong.config.stream import WriteSettings
 from cong.lab.records import synthetic_record
 from cong.schemas import Message, Prompt
 from cong.stream import StreamReader, StreamWriter, open_store
+from cong.stream.cursor import mixed
 from cong.stream.statistics import Subsample, sample_facts
 from tests.stream.streams import cached_record, keys, write
 
@@ -347,7 +348,20 @@ def test_a_subsample_is_even_and_bounded() -> None:
     for start in range(0, 1_000_000, 70_000):
         sample.add(np.arange(start, min(start + 70_000, 1_000_000), dtype=np.float64))
     assert len(sample.values) <= 200_000
-    assert sample.values == list(range(0, 1_000_000, sample.stride))
+    kept = mixed(np.arange(1_000_000).astype(np.uint64)) % np.uint64(sample.stride) == 0
+    assert sample.values == np.flatnonzero(kept).tolist()
+    assert sample.mean == 499_999.5
+
+
+@pytest.mark.parametrize("period", [2, 4, 8])
+def test_a_subsample_falls_in_step_with_nothing(period: int) -> None:
+    sample = Subsample()
+    for _ in range(200):
+        sample.add(np.arange(4096, dtype=np.float64) % period)
+    assert sample.stride >= 4
+    assert sample.mean == (period - 1) / 2
+    shares = np.bincount(np.array(sample.values, dtype=np.int64), minlength=period) / len(sample.values)
+    assert np.abs(shares - 1 / period).max() < 0.005
 
 
 def test_facts_count_everything_once(location: str) -> None:
