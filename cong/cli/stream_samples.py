@@ -205,10 +205,10 @@ def export_samples(arguments: argparse.Namespace) -> int:
         )
     reader = StreamReader(store, settings)
     done = export(reader, arguments.target, arguments.form, getattr(arguments, "as"), rejected, arguments.licence)
-    read, written = count_of(done.facts.num_records, "record"), count_of(done.num_rows, "row")
+    read, written = count_of(done.num_records, "record"), count_of(done.num_rows, "row")
     print(f"read {read}, wrote {written} to {arguments.target}")
-    if done.num_rows < done.facts.num_records:
-        num_alone = done.facts.num_records - done.num_rows
+    if done.num_rows < done.num_records:
+        num_alone = done.num_records - done.num_rows
         print(f"left out: {count_of(num_alone, 'contrastive sample')} without a plain one of the same prompt")
     if num_cut := done.facts.finish_reasons["length"]:
         print(

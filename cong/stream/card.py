@@ -1,7 +1,7 @@
 """The dataset card of an export: what was sampled, from which networks, how, and under which licence."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cong.stream.statistics import SampleFacts
@@ -19,12 +19,13 @@ class CardFacts:
     num_rows: int
     licence: str
     columns: Sequence[str]
-    samples: SampleFacts
+    sides: Mapping[str, SampleFacts]
+    """The samples in the rows: chosen and rejected ones of a preference, else the only ones under an empty name."""
 
 
 def dataset_card(facts: CardFacts) -> str:
     """The card as Markdown with its machine-readable head."""
-    samples = facts.samples
+    amounts = [_amount(side, samples) for side, samples in facts.sides.items()]
     size = next((label for bound, label in _SIZES if facts.num_rows < bound), "1M<n<10M")
     head = [
         "---",
@@ -43,24 +44,19 @@ def dataset_card(facts: CardFacts) -> str:
     body = [
         f"# {facts.name}",
         "",
-        f"{facts.num_rows:,} rows of form `{facts.form}` from {samples.num_records:,} samples with "
-        f"{samples.num_tokens:,} tokens, exported from a cong stream.",
+        f"{facts.num_rows:,} rows of form `{facts.form}` from {' and '.join(amounts)}, exported from a cong stream.",
         "",
         f"Columns: {', '.join(f'`{name}`' for name in facts.columns)}.",
         "",
         "## Networks",
         "",
-        *_networks(samples),
-        "",
+        *_by_side(facts, _networks),
         "## Sampling parameters",
         "",
-        *_listed({f"`{parameters}`": count for parameters, count in samples.parameters.items()}),
-        "",
+        *_by_side(facts, _parameters),
         "## Counts",
         "",
-        *_listed({f"finish reason `{reason}`": count for reason, count in samples.finish_reasons.items()}),
-        *_listed({f"kind `{kind}`": count for kind, count in samples.kinds.items()}),
-        "",
+        *_by_side(facts, _counts),
         "## Licence",
         "",
         f"Data: {facts.licence or 'unknown; set it before publishing'}. The terms of the networks above and of the "
@@ -68,6 +64,26 @@ def dataset_card(facts: CardFacts) -> str:
         "",
     ]
     return "\n".join([*head, *body])
+
+
+def _amount(side: str, samples: SampleFacts) -> str:
+    return f"{samples.num_records:,} {side}{' ' * bool(side)}samples with {samples.num_tokens:,} tokens"
+
+
+def _by_side(facts: CardFacts, lines_of: Callable[[SampleFacts], list[str]]) -> list[str]:
+    lines = []
+    for side, samples in facts.sides.items():
+        lines += [*([f"{side.capitalize()}:", ""] if side else []), *lines_of(samples), ""]
+    return lines
+
+
+def _parameters(samples: SampleFacts) -> list[str]:
+    return _listed({f"`{parameters}`": count for parameters, count in samples.parameters.items()})
+
+
+def _counts(samples: SampleFacts) -> list[str]:
+    reasons = {f"finish reason `{reason}`": count for reason, count in samples.finish_reasons.items()}
+    return [*_listed(reasons), *_listed({f"kind `{kind}`": count for kind, count in samples.kinds.items()})]
 
 
 def _networks(samples: SampleFacts) -> list[str]:

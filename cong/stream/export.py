@@ -33,6 +33,7 @@ Container = Literal["jsonl", "parquet", "dataset"]
 
 _PROMPT_COLUMNS = ("prompt_id", "prompt_text", "prompt_messages")
 _TEXT_COLUMNS = ("key", *_PROMPT_COLUMNS, "completion_text")
+_COLUMNS = sorted({*_TEXT_COLUMNS, *FACT_COLUMNS})
 _ROWS_AT_ONCE = 1024
 _ROWS_PER_SHARD = 100_000
 
@@ -43,9 +44,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was read, and how many rows became of it."""
+    """How many records were read, and how many rows became of them."""
 
-    facts: SampleFacts
+    num_records: int
     num_rows: int
 
 
@@ -65,8 +66,9 @@ def export(
         raise StreamError("a preference export needs a reader of rejected samples, and no other export takes one")
     if target.exists():
         raise StreamError(f"{target} exists; remove it or choose another target")
+    others = _Others(rejected) if rejected is not None else None
     facts = SampleFacts()
-    rows = _rows(reader, form, rejected, facts)
+    rows = _rows(reader, form, others, facts)
     first = next(rows, None)
     if first is None:
         unpaired = (
@@ -87,7 +89,8 @@ def export(
             num_rows = _write_parquet(every, temporary, schema)
         else:
             num_rows = _write_dataset(every, temporary, schema)
-            card = CardFacts(target.name, form, num_rows, licence, schema.names, facts)
+            sides = {"": facts} if others is None else {"chosen": others.chosen, "rejected": others.rejected}
+            card = CardFacts(target.name, form, num_rows, licence, schema.names, sides)
             (temporary / "README.md").write_text(dataset_card(card), encoding="utf-8")
         os.replace(temporary, target)
     except OSError as error:
@@ -96,7 +99,7 @@ def export(
     except BaseException:
         _remove(temporary)
         raise
-    return Exported(facts, num_rows)
+    return Exported(facts.num_records, num_rows)
 
 
 def _remove(path: Path) -> None:
@@ -111,16 +114,13 @@ def _with_first(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
     yield from rest
 
 
-def _rows(reader: StreamReader, form: Form, rejected: StreamReader | None, facts: SampleFacts) -> Iterator[Row]:
-    columns = sorted({*_TEXT_COLUMNS, *FACT_COLUMNS})
-    others = _Others(rejected) if rejected is not None else None
-    for table, _ in reader.tables(_ROWS_AT_ONCE, columns):
+def _rows(reader: StreamReader, form: Form, others: "_Others | None", facts: SampleFacts) -> Iterator[Row]:
+    for table, _ in reader.tables(_ROWS_AT_ONCE, _COLUMNS):
         facts.add(table)
-        items = table.select(list(_TEXT_COLUMNS)).to_pylist()
         if others is None:
-            yield from (_single(item, form) for item in items)
+            yield from (_single(item, form) for item in table.select(list(_TEXT_COLUMNS)).to_pylist())
         else:
-            yield from others.pairs(items)
+            yield from others.pairs(table)
 
 
 _Asked = tuple[str, bytes]
@@ -132,6 +132,8 @@ class _Others:
 
     def __init__(self, reader: StreamReader) -> None:
         self._reader = reader
+        self.chosen, self.rejected = SampleFacts(), SampleFacts()
+        """Those in the pairs."""
         self._places: dict[_Asked, list[tuple[Lane, int]]] = {}
         self._ids: dict[bytes, str] = {}
         """The id that a text has here."""
@@ -153,16 +155,22 @@ class _Others:
             asked = (self._ids.get(text, prompt_id), text)
         return self._places[asked].pop() if self._places.get(asked) else None
 
-    def pairs(self, items: list[Row]) -> Iterator[Row]:
+    def pairs(self, table: pa.Table) -> Iterator[Row]:
         """Each chosen sample with its rejected one; a prompt without one is left out."""
-        matched = [(item, place) for item in items if (place := self._next(item)) is not None]
+        places = [self._next(item) for item in table.select(list(_TEXT_COLUMNS)).to_pylist()]
+        matched = [place for place in places if place is not None]
         if not matched:
             return
-        lanes = sorted({lane for _, (lane, _) in matched})
-        numbers = np.array([lanes.index(lane) for _, (lane, _) in matched], dtype=np.int64)
-        rows = np.array([row for _, (_, row) in matched], dtype=np.int64)
-        table = self._reader.fetch(Draw(tuple(lanes), numbers, rows, self._reader.cursor), _TEXT_COLUMNS)
-        for (chosen, _), other in zip(matched, table.to_pylist(), strict=True):
+        lanes = sorted({lane for lane, _ in matched})
+        numbers = np.array([lanes.index(lane) for lane, _ in matched], dtype=np.int64)
+        rows = np.array([row for _, row in matched], dtype=np.int64)
+        others = self._reader.fetch(Draw(tuple(lanes), numbers, rows, self._reader.cursor), _COLUMNS)
+        table = table.filter(pa.array([place is not None for place in places]))
+        self.chosen.add(table)
+        self.rejected.add(others)
+        for chosen, other in zip(
+            *(side.select(list(_TEXT_COLUMNS)).to_pylist() for side in (table, others)), strict=True
+        ):
             better, worse = _single(chosen, "prompt-completion"), _single(other, "prompt-completion")
             yield {
                 "prompt": better["prompt"],

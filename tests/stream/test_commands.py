@@ -223,8 +223,11 @@ def test_preferences_are_joined_by_prompt(location: str, tmp_path: Path, capsys:
         assert row["chosen"] == cached_record(number).completion_text
         assert row["rejected"] == synthetic_record(number, is_plain=True).completion_text
     card = (target / "README.md").read_text()
+    # Both sides of a pair came from networks whose terms hold; what has no partner is no part of the data.
+    assert "from 10 chosen samples with 80 tokens and 10 rejected samples with 80 tokens" in card
+    assert "strong `lab-strong` (f-strong): 10 samples" in card
     assert 'license: "cc0-1.0"' in card
-    assert "aligned `lab-aligned` (f-aligned), base `lab-base` (f-base): 20 samples" in card
+    assert "aligned `lab-aligned` (f-aligned), base `lab-base` (f-base): 10 samples" in card
     assert "10 rows of form `preference`" in card
 
 
