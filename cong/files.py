@@ -137,4 +137,6 @@ def remove_folder(folder: Path) -> None:
         return
     doomed = folder.with_name(f".removed-{folder.name.lstrip('.')}-{uuid.uuid4().hex[:8]}")
     folder.rename(doomed)
+    # Else a loss of power may keep the former name over what is left inside.
+    sync_folder(folder.parent)
     shutil.rmtree(doomed, ignore_errors=True)

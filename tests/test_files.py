@@ -1,6 +1,7 @@
 """Files that must survive a crash: whole or not there, and errors that name what was asked for."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from cong.cli.samples_file import SamplesFile
 from cong.client.ledger import Ledger
 from cong.errors import ConfigError
-from cong.files import make_folder, write_file
+from cong.files import make_folder, remove_folder, write_file
 from cong.wording import of_the_machine
 
 
@@ -25,6 +26,20 @@ def test_a_write_that_fails_names_the_file_and_leaves_nothing(tmp_path: Path) ->
         write_file(too_long, b"content")
     assert long.value.filename == str(too_long)
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_folder_that_goes_has_lost_its_name_for_good_before_its_files_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_file(tmp_path / "folder" / "file", b"content")
+    forced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: forced.append(os.fstat(handle).st_ino))
+    monkeypatch.setattr(shutil, "rmtree", lambda folder, ignore_errors: gone.append((folder, list(forced))))
+    gone: list[tuple[Path, list[int]]] = []
+    remove_folder(tmp_path / "folder")
+    ((doomed, forced_before),) = gone
+    assert [path.name for path in tmp_path.iterdir()] == [doomed.name]
+    assert forced_before == [tmp_path.stat().st_ino]
 
 
 @pytest.mark.parametrize("place", ["/proc/none", "/proc/none/below", "broken", "broken/below"])

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cong.errors import StreamError
-from cong.files import make_folder
+from cong.files import make_folder, sync_folder, write_inside
 from cong.stream.card import CardFacts, dataset_card
 from cong.stream.cursor import Draw
 from cong.stream.names import Lane
@@ -79,7 +79,7 @@ def export(
             "there is nothing to export: no record passes the filter" + (unpaired if form == "preference" else "")
         )
     schema = _schema(first)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    made = temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         make_folder(target.parent)
         every = _with_first(first, rows)
@@ -91,13 +91,16 @@ def export(
             num_rows = _write_dataset(every, temporary, schema)
             sides = {"": facts} if others is None else {"chosen": others.chosen, "rejected": others.rejected}
             card = CardFacts(target.name, form, num_rows, licence, schema.names, sides)
-            (temporary / "README.md").write_text(dataset_card(card), encoding="utf-8")
+            write_inside(temporary / "README.md", dataset_card(card).encode("utf-8", "replace"))
+            sync_folder(temporary)
         os.replace(temporary, target)
+        made = target
+        sync_folder(target.parent)
     except OSError as error:
-        _remove(temporary)
+        _remove(made)
         raise StreamError(f"cannot write {target}: {with_remedy(error)}; nothing is left of it") from error
     except BaseException:
-        _remove(temporary)
+        _remove(made)
         raise
     return Exported(facts.num_records, num_rows)
 
@@ -259,6 +262,7 @@ def _write_dataset(rows: Iterator[Row], folder: Path, schema: pa.Schema) -> int:
         shards.append(shard)
     for number, shard in enumerate(shards):
         shard.rename(data / f"train-{number:05d}-of-{len(shards):05d}.parquet")
+    sync_folder(data)
     return num_rows
 
 

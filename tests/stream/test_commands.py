@@ -1,6 +1,7 @@
 """`cong stream`: what people see, and exports that other programs read."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -279,6 +280,29 @@ def test_prompts_with_one_id_are_never_a_pair(tmp_path: Path, capsys: pytest.Cap
         (chosen[0].key, rejected[1].key),
         (chosen[1].key, rejected[0].key),
     ]
+
+
+@pytest.mark.parametrize("container", ["jsonl", "parquet", "dataset"])
+def test_an_export_is_forced_to_disk_before_and_after_it_gets_its_name(
+    location: str, tmp_path: Path, container: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forced: list[int] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted(handle: int) -> None:
+        forced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def named(source: Path, target: Path) -> None:
+        every = [source, *source.rglob("*")]
+        assert {path.stat().st_ino for path in every} <= {*forced}, [path.name for path in every]
+        replace(source, target)
+        forced.clear()
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", named)
+    run(capsys, "export", location, str(tmp_path / "out"), "--as", container)
+    assert forced == [tmp_path.stat().st_ino]
 
 
 def test_an_export_never_overwrites_and_leaves_nothing_half_made(
