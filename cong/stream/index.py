@@ -19,7 +19,7 @@ from cong.errors import StreamCorrupt, StreamError
 from cong.stream.filesystem import LocalFileSystem
 from cong.stream.keys import KEY_BYTES, KeyDigests, key_digest
 from cong.stream.listing import LaneListing, Listing, Span, list_stream
-from cong.stream.names import Lane
+from cong.stream.names import Lane, SegmentName
 from cong.stream.segment import open_segment
 from cong.stream.store import LocalStore, Store
 
@@ -90,6 +90,8 @@ class KeyIndex:
         self._lanes: list[Lane] = []
         self._numbers: dict[Lane, int] = {}
         self._covered: dict[Lane, int] = {}
+        """The row after the last of each lane whose key was taken in; those before it are known but for the missing."""
+        self._missing: dict[Lane, list[Span]] = {}
         self._runs: list[_Run] = []
         self._num_saved = 0
         self._num_unsaved = 0
@@ -162,8 +164,8 @@ class KeyIndex:
         """Those of a lane's rows that are new."""
         runs: list[_Run] = []
         for segment in lane.segments:
-            first = max(self._covered.get(lane.lane, 0), segment.first_row)
-            if first >= segment.stop_row:
+            parts = self._new_parts(segment)
+            if not parts:
                 continue
             try:
                 digests = open_segment(self._store, segment).key_digests
@@ -174,11 +176,25 @@ class KeyIndex:
                         # Compaction has put its rows into another segment since the lane was listed.
                         return [*runs, *self._keys_of(now)]
                 log.warning("keys of %s are not known: %s", segment.path, error)
-                self.unreadable.append(Span(lane.lane, first, segment.stop_row))
-                self._covered[lane.lane] = segment.stop_row
+                self.unreadable += parts
+                self._covered[lane.lane] = max(self._covered.get(lane.lane, 0), segment.stop_row)
                 continue
-            runs.append(self._run(lane.lane, first, digests[first - segment.first_row :]))
+            for part in parts:
+                fresh = digests[part.start - segment.first_row : part.stop - segment.first_row]
+                runs.append(self._run(lane.lane, part.start, fresh))
+        # What is missing may come back, from a copy or out of a listing that lagged.
+        covered = self._covered.get(lane.lane, 0)
+        self._missing[lane.lane] = [gap for gap in lane.gaps if gap.stop <= covered]
         return runs
+
+    def _new_parts(self, segment: SegmentName) -> list[Span]:
+        """The rows of a segment that are not known yet."""
+        rows = Span(segment.lane, self._covered.get(segment.lane, 0), segment.stop_row)
+        bounds = (
+            (max(part.start, segment.first_row), min(part.stop, segment.stop_row))
+            for part in (*self._missing.get(segment.lane, ()), rows)
+        )
+        return [Span(segment.lane, start, stop) for start, stop in bounds if start < stop]
 
     def _add(self, fresh: list[_Run]) -> None:
         if not fresh:
@@ -186,7 +202,8 @@ class KeyIndex:
         self._runs.append(_merged(fresh) if len(fresh) > 1 else fresh[0])
         self._num_unsaved += len(fresh)
         is_worth_saving = self._num_unsaved >= max(_MIN_SAVED_SEGMENTS, self._num_saved // 4)
-        if self._cache is not None and not self.unreadable and is_worth_saving:
+        is_whole = not self.unreadable and not any(self._missing.values())
+        if self._cache is not None and is_whole and is_worth_saving:
             self._runs = [_merged(self._runs)]
             self._save(self._cache)
             return

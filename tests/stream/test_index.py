@@ -10,7 +10,7 @@ from cong.stream import Lane, compact, list_stream
 from cong.stream import index as index_module
 from cong.stream.identity import require_identity
 from cong.stream.index import KeyIndex, Place
-from tests.stream.streams import SMALL, disk_store, keys, write
+from tests.stream.streams import SMALL, disk_store, folder_store, keys, read_keys, write
 
 
 @pytest.fixture
@@ -124,3 +124,34 @@ def test_a_key_whose_row_vanished_is_not_found(disk: SimulatedDisk) -> None:
     disk.unlink(next(path for path in disk.paths() if "/a-000001-00000004" in path))
     index.refresh(list_stream(disk_store(disk)))
     assert [number for number, place in enumerate(places(index)) if place is None and number < 23] == [20, 21, 22]
+
+
+def test_keys_of_a_segment_that_comes_back_are_known(
+    disk: SimulatedDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_MIN_SAVED_SEGMENTS", 1)
+    path = next(path for path in disk.paths() if "/a-000001-00000001" in path)
+    content = disk.read(path, 0, disk.size(path))
+    disk.unlink(path)
+    index = fresh_index(disk, tmp_path / "keys.index")
+    assert [number for number, place in enumerate(places(index)) if place is None and number < 23] == [*range(5, 10)]
+    handle = disk.create(path)
+    disk.write(handle, content)
+    index.refresh(list_stream(disk_store(disk)))
+    assert places(index) == EXPECTED
+    # Nor does the cache remember that they were not there.
+    assert places(fresh_index(disk, tmp_path / "keys.index")) == EXPECTED
+
+
+def test_a_record_made_again_while_its_segment_was_away_is_read_once(tmp_path: Path) -> None:
+    store = folder_store(tmp_path)
+    settings = SMALL.model_copy(update={"rows_per_segment": 1})
+    write(store, range(40), "a", settings)
+    (tmp_path / "stream" / ".cache" / "keys.index").unlink()
+    lost = sorted((tmp_path / "stream" / "segments").iterdir())[7]
+    content = lost.read_bytes()
+    lost.unlink()
+    write(store, range(40), "b", settings)
+    lost.write_bytes(content)
+    assert list_stream(store).num_rows == 41
+    assert read_keys(store) == keys(range(40))
