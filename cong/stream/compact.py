@@ -4,7 +4,7 @@ A wide segment stands for the narrow ones within its sequence numbers from the m
 after it was read back. Stopping at any point leaves a stream that reads the same; running again finishes the work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -37,10 +37,11 @@ def compact(store: Store, settings: WriteSettings | None = None, is_dry_run: boo
     require_identity(store)
     listing = require(list_stream(store), store.location)
     num_before = len(listing.segments)
+    sizes = {entry.name: entry.num_bytes for entry in store.entries(SEGMENTS)}
     removed = 0
     merged_away = 0
     for lane in listing.lanes.values():
-        for batch in _batches(store, lane, settings):
+        for batch in _batches(lane, sizes, settings):
             merged_away += len(batch) - 1
             try:
                 if is_dry_run:
@@ -61,8 +62,7 @@ def compact(store: Store, settings: WriteSettings | None = None, is_dry_run: boo
     return Compaction(num_before, num_before - merged_away, removed)
 
 
-def _batches(store: Store, lane: LaneListing, settings: WriteSettings) -> list[list[SegmentName]]:
-    sizes = {entry.name: entry.num_bytes for entry in store.entries(SEGMENTS)}
+def _batches(lane: LaneListing, sizes: Mapping[str, int], settings: WriteSettings) -> list[list[SegmentName]]:
     batches: list[list[SegmentName]] = []
     num_rows = num_bytes = 0
     for segment in lane.segments:

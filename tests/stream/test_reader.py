@@ -16,6 +16,7 @@ from cong.lab.disk import SimulatedDisk
 from cong.schemas import SampleRecord
 from cong.stream import Cursor, Draw, Lane, StreamReader, StreamWriter, compact, retain, verify
 from cong.stream.cursor import split_spans, window_order
+from cong.stream.filesystem import Entry
 from cong.stream.listing import Span
 from cong.stream.store import LocalStore
 from tests.stream.streams import SMALL, cached_record, disk_store, flat, folder_store, keys, read_keys, records, write
@@ -205,6 +206,22 @@ class _Overtaken(LocalStore):
     def publish(self, path: str, data: bytes) -> None:
         compact(LocalStore(self.root, self.files), WHOLE)
         super().publish(path, data)
+
+
+def test_compaction_looks_at_sizes_once_for_all_writers(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = disk_store(SimulatedDisk())
+    for name in "abcd":
+        write(store, range(12), name)
+    looked: list[str] = []
+    entries = LocalStore.entries
+
+    def noted(self: LocalStore, folder: str) -> list[Entry]:
+        looked.append(folder)
+        return entries(self, folder)
+
+    monkeypatch.setattr(LocalStore, "entries", noted)
+    compact(store)
+    assert looked == ["segments"]
 
 
 def test_a_compaction_that_another_one_overtakes_says_so_and_loses_nothing() -> None:
