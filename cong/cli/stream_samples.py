@@ -210,10 +210,10 @@ def export_samples(arguments: argparse.Namespace) -> int:
     if done.num_rows < done.num_records:
         num_alone = done.num_records - done.num_rows
         print(f"left out: {count_of(num_alone, 'contrastive sample')} without a plain one of the same prompt")
-    if num_cut := done.facts.finish_reasons["length"]:
+    if done.num_cut:
         print(
-            f"cut off by the limit of length: {count_of(num_cut, 'record')}, which their text does not show; whoever "
-            "trains on it puts an end behind it, and --finish-reason stop leaves them out"
+            f"cut off by the limit of length: {count_of(done.num_cut, 'sample')}, which their text does not show; "
+            "whoever trains on it puts an end behind it, and --finish-reason stop leaves them out"
         )
     _note_skipped(reader.cursor)
     return 0

@@ -44,10 +44,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Exported:
-    """How many records were read, and how many rows became of them."""
+    """How many records were read, and what became of them."""
 
     num_records: int
     num_rows: int
+    num_cut: int
+    """Samples in the rows that a limit of length has cut off."""
 
 
 def export(
@@ -68,6 +70,7 @@ def export(
         raise StreamError(f"{target} exists; remove it or choose another target")
     others = _Others(rejected) if rejected is not None else None
     facts = SampleFacts()
+    sides = {"": facts} if others is None else {"chosen": others.chosen, "rejected": others.rejected}
     rows = _rows(reader, form, others, facts)
     first = next(rows, None)
     if first is None:
@@ -89,7 +92,6 @@ def export(
             num_rows = _write_parquet(every, temporary, schema)
         else:
             num_rows = _write_dataset(every, temporary, schema)
-            sides = {"": facts} if others is None else {"chosen": others.chosen, "rejected": others.rejected}
             card = CardFacts(target.name, form, num_rows, licence, schema.names, sides)
             write_inside(temporary / "README.md", dataset_card(card).encode("utf-8", "replace"))
             sync_folder(temporary)
@@ -102,7 +104,7 @@ def export(
     except BaseException:
         _remove(made)
         raise
-    return Exported(facts.num_records, num_rows)
+    return Exported(facts.num_records, num_rows, sum(side.finish_reasons["length"] for side in sides.values()))
 
 
 def _remove(path: Path) -> None:

@@ -241,7 +241,7 @@ def test_an_export_says_what_was_cut_off(tmp_path: Path, capsys: pytest.CaptureF
             for number, one in enumerate(records)
         )
     told = run(capsys, "export", path, str(tmp_path / "all.jsonl"), "--form", "prompt-completion")
-    assert "cut off by the limit of length: 1 record, which their text does not show" in told
+    assert "cut off by the limit of length: 1 sample, which their text does not show" in told
     only = ["--finish-reason", "stop"]
     told = run(capsys, "export", path, str(tmp_path / "whole.jsonl"), "--form", "prompt-completion", *only)
     assert "wrote 3 rows" in told
