@@ -232,7 +232,7 @@ class SampleRequest(Input):
 
 def sample_keys(
     networks: tuple[NetworkIdentity, ...],
-    tokenizer_fingerprint: str,
+    text_fingerprint: str,
     prompt_token_ids: tuple[int, ...],
     parameters: SamplingParameters,
     sample_indices: Iterable[int],
@@ -240,11 +240,12 @@ def sample_keys(
     """Identities of samples: the same question has the same key in every run, and is generated once.
 
     A key is the content key of the list of all five, the last of them one index; what comes before it is hashed once.
+    `text_fingerprint` is the tokenizer's, and names ends of sequence beside its own.
     """
     question = canonical_json(
         [
             [[network.role, network.fingerprint] for network in networks],
-            tokenizer_fingerprint,
+            text_fingerprint,
             prompt_token_ids,
             parameters.model_dump(mode="json"),
         ]

@@ -211,8 +211,8 @@ class Desk:
     def _keys(
         self, prompt_token_ids: tuple[int, ...], parameters: SamplingParameters, indices: Iterable[int]
     ) -> tuple[str, ...]:
-        fingerprint = self.networks.tokenizer.fingerprint
-        return sample_keys(self.networks.identities, fingerprint, prompt_token_ids, parameters, indices)
+        networks = self.networks
+        return sample_keys(networks.identities, networks.text_fingerprint, prompt_token_ids, parameters, indices)
 
     def _prompt_token_ids(self, request: Generate | Rate) -> tuple[int, ...]:
         if not request.prompt_token_ids:

@@ -34,6 +34,12 @@ class NetworkSet:
         return tuple(network.identity for network in self.networks)
 
     @property
+    def text_fingerprint(self) -> str:
+        """The tokenizer's, and the ends of sequence that networks state beside its own: what makes a text of ids."""
+        more = sorted(self.eos_ids - {self.tokenizer.eos_id})
+        return "-".join((self.tokenizer.fingerprint, *map(str, more)))
+
+    @property
     def own_bytes(self) -> int:
         """Memory of all weights, shared ones counted once."""
         return sum(network.own_bytes for network in self.networks)

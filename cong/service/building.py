@@ -45,7 +45,7 @@ def facts_of(networks: NetworkSet, max_tokens: int, defaults: SamplingParameters
             )
             for network in networks.networks
         ),
-        vocabulary=Vocabulary(networks.tokenizer, networks.shared_vocab_size),
+        vocabulary=Vocabulary(networks.tokenizer, networks.shared_vocab_size, networks.text_fingerprint),
         max_tokens=max_tokens,
         defaults=defaults,
         software={"cong": __version__, "engine": backend},

@@ -204,5 +204,5 @@ class Planner:
             )
 
     def _keys(self, token_ids: tuple[int, ...], parameters: SamplingParameters, num_samples: int) -> tuple[str, ...]:
-        fingerprint = self._vocabulary.fingerprint
+        fingerprint = self._vocabulary.text_fingerprint
         return sample_keys(self._identities, fingerprint, token_ids, parameters, range(num_samples))

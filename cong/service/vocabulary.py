@@ -10,10 +10,12 @@ from cong.wire import TokenEvent
 class Vocabulary:
     """A tokenizer, and how many of its ids the networks know."""
 
-    def __init__(self, tokenizer: Tokenizer, num_tokens: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_tokens: int, text_fingerprint: str) -> None:
         self._tokenizer = tokenizer
         self.num_tokens = num_tokens
         self.fingerprint = tokenizer.fingerprint
+        self.text_fingerprint = text_fingerprint
+        """That of the tokenizer and of all ends of sequence, by which samples are known."""
         self._shown: dict[int, str] = {}
 
     @property

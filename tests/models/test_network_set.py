@@ -99,6 +99,21 @@ def test_ends_of_sequence_are_united(make_network: MakeNetwork) -> None:
     )
 
 
+def test_samples_are_known_by_where_sequences_end_too(make_network: MakeNetwork) -> None:
+    folder = make_network("a", width=290)
+    found = []
+    for ends in (4, [4, 3], [3, 4], [1, 3], None):
+        _edit(folder / "config.json", eos_token_id=None)
+        _edit(folder / "generation_config.json", eos_token_id=ends)
+        joined = join_networks([_load(folder)])
+        found.append(joined.text_fingerprint)
+    tokenizer = joined.tokenizer
+    assert tokenizer.eos_id == 4
+    assert found[0] == found[4] == tokenizer.fingerprint, "its own end is in its fingerprint"
+    assert found[1] == found[2]
+    assert len({*found}) == 3
+
+
 def test_an_absent_end_of_sequence_is_reported(make_network: MakeNetwork) -> None:
     folder = make_network("a", width=290)
     for name in ("config.json", "generation_config.json"):

@@ -2,10 +2,12 @@
 
 import asyncio
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from cong.config.service import ServiceConfig
 from cong.engine import Engine
 from cong.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, PromptTooLong, SlowReader, Unavailable
 from cong.schemas import (
@@ -13,10 +15,12 @@ from cong.schemas import (
     SMALLEST_TEMPERATURE,
     SMALLEST_TOP_P,
     Prompt,
+    SampleRequest,
     SamplingParameters,
     ScoreRequest,
 )
-from cong.service import SampleService
+from cong.service import SampleService, facts_of
+from cong.service.plan import Planner
 from cong.wire import SampleCall, SampleEvent, ScoreCall, TokenEvent
 from tests.engine.conftest import World
 from tests.engine.test_broken import BAD_TEXT, broken
@@ -28,6 +32,7 @@ from tests.service.serving import (
     expected,
     long_call,
     make_engine,
+    pair,
     run,
     serving,
     until,
@@ -36,6 +41,21 @@ from tests.service.serving import (
 
 def call(**fields: Any) -> SampleCall:
     return SampleCall.model_validate({"prompt": "hello", **fields})
+
+
+def test_samples_are_known_by_the_keys_that_the_engine_gives_them(world: World) -> None:
+    plain = pair(world)
+    asked = call(num_samples=2)
+    (prompt,) = asked.prompts
+    found: list[str] = []
+    for networks in (plain, replace(plain, eos_ids=plain.eos_ids | {7})):
+        facts = facts_of(networks, 100, DEFAULTS)
+        planner = Planner(facts.vocabulary, networks.identities, DEFAULTS, facts.limits(ServiceConfig()))
+        (question,) = planner.plan(asked, has_keys=True).questions
+        request = SampleRequest(prompt=prompt, parameters=DEFAULTS, num_samples=2)
+        assert question.keys == Engine(networks, ENGINE).keys(request)
+        found += question.keys
+    assert len({*found}) == 4, "sequences that end elsewhere are other samples"
 
 
 async def events_of(service: SampleService, asked: SampleCall) -> list[TokenEvent | SampleEvent]:
