@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,13 +57,17 @@ def tail(arguments: argparse.Namespace) -> int:
     for lane in listing.lanes.values():
         stop = lane.segments[-1].stop_row if lane.segments else 0
         rows = [row for row in range(max(0, stop - arguments.num), stop) if lane.segment_of(row)]
-        for row in rows:
+        if not rows:
+            continue
+        try:
+            _print_rows(reader, _rows_of(lane.lane, rows, reader))
+        except StreamCorrupt:
             # One by one: damage is told, and hides no row that is whole.
-            at = np.array([row], dtype=np.int64)
-            try:
-                _print_rows(reader, Draw((lane.lane,), np.zeros_like(at), at, reader.cursor))
-            except StreamCorrupt as error:
-                damage.setdefault(str(error))
+            for row in rows:
+                try:
+                    _print_rows(reader, _rows_of(lane.lane, [row], reader))
+                except StreamCorrupt as error:
+                    damage.setdefault(str(error))
     for told in damage:
         print(f"cong: {told}", file=sys.stderr)
     if follow is not None:
@@ -71,6 +76,11 @@ def tail(arguments: argparse.Namespace) -> int:
         while (drawn := follower.draw(1)) is not None:
             _print_rows(follower, drawn)
     return 0
+
+
+def _rows_of(lane: Lane, rows: Sequence[int], reader: StreamReader) -> Draw:
+    at = np.array(rows, dtype=np.int64)
+    return Draw((lane,), np.zeros_like(at), at, reader.cursor)
 
 
 def _print_rows(reader: StreamReader, draw: Draw) -> None:

@@ -138,17 +138,21 @@ def train(
         if is_stopped:
             logger.info("stopped as asked at step %d of %d; run again to go on", progress.step, progress.num_steps)
             return Outcome(progress, False, None, monitor.numbers, feed.counts)
-        if progress.step < progress.num_steps and backend.rank == 0:
-            logger.warning(
-                "the stream ended after %d of the %d steps that the learning rate was planned for; set train.max_steps "
-                "or stream.read.max_records to what comes",
-                progress.step,
-                progress.num_steps,
-            )
+        _tell_of_an_early_end(progress, backend)
         judge(progress)
         counts = {**source.counts, **feed.counts}
         model_folder = folder.finish(backend, network, recipe, monitor, progress, counts)
         return Outcome(progress, True, model_folder, monitor.numbers, counts)
+
+
+def _tell_of_an_early_end(progress: Progress, backend: Backend) -> None:
+    if progress.step < progress.num_steps and backend.rank == 0:
+        logger.warning(
+            "the stream ended after %d of the %d steps that the learning rate was planned for; set train.max_steps "
+            "or stream.read.max_records to what comes",
+            progress.step,
+            progress.num_steps,
+        )
 
 
 def _left(backend: Backend, folder: RunFolder, checkpoint: Checkpoint) -> Outcome | None:
