@@ -6,8 +6,7 @@
 
 For each shape and number of sequences: prompts of 1,024 tokens, then decoding, every sequence drawing in every step.
 The bound is the bytes that a step must move (both networks' weights once, keys and values of every sequence, logits)
-over the GPU's bandwidth, nominal and as a large copy measures it. The last norm is scaled so that distributions are
-about as peaked as a trained network's: with flat ones every token would be plausible, which no network is.
+over the GPU's bandwidth, nominal and as a large copy measures it.
 """
 
 import argparse
@@ -16,78 +15,33 @@ import gc
 import itertools
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from tokenizers.models import WordLevel
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from pairs_gpu import SHAPES, TINY, make_model, make_pair, make_tokenizer, prompts
 from workload import conditions, write_json
 
 from cong.config.engine import EngineConfig
 from cong.engine import Engine, Generate, Rate, Rated
-from cong.models import Network, NetworkSet, count_weights, describe_architecture, join_networks
-from cong.models.artefact import Artefact
-from cong.models.tokenizer import Tokenizer, load_tokenizer
-from cong.schemas import Prompt, Role, SamplingParameters
+from cong.models import NetworkSet
+from cong.schemas import Prompt, SamplingParameters
 from cong.telemetry import configure_logging
 
 NOMINAL_BYTES_PER_S = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.04e12}
 BYTES_PER_LOGIT = 6
 """Written in 16 bits and read once in 32."""
-STEEPNESS = 4.0
 CPU_BYTES = 1 << 26
 """For keys and values, where this program is only tried."""
-
-LLAMA = {"model_type": "llama", "vocab_size": 128_256, "head_dim": 64, "rope_theta": 500_000.0}
-SHAPES: dict[str, dict[str, Any]] = {
-    "Qwen2.5-0.5B": {
-        "model_type": "qwen2",
-        "vocab_size": 151_936,
-        "hidden_size": 896,
-        "intermediate_size": 4_864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-    },
-    "Llama-3.2-1B": LLAMA
-    | {
-        "hidden_size": 2_048,
-        "intermediate_size": 8_192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    },
-    "Llama-3.2-3B": LLAMA
-    | {
-        "hidden_size": 3_072,
-        "intermediate_size": 8_192,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 24,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
-}
-TINY = LLAMA | {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
-"""Of nobody's; to try this program with."""
 
 
 @dataclass(frozen=True)
@@ -107,61 +61,6 @@ VARIANTS = (
     Variant("no captured graphs", {"captures_graphs": False, "compiles_layers": False}),
     Variant("torch's own operators", {"captures_graphs": False, "compiles_layers": False, "kernel": "torch"}),
 )
-
-
-def make_tokenizer(vocab_size: int) -> Tokenizer:
-    """So many words."""
-    folder = Path(tempfile.mkdtemp())
-    words = {f"w{number}": number for number in range(vocab_size)}
-    core = tokenizers.Tokenizer(WordLevel(words, unk_token="w2"))
-    make: Any = transformers.PreTrainedTokenizerFast
-    make(tokenizer_object=core, bos_token="w0", eos_token="w1", pad_token="w2").save_pretrained(folder)
-    return load_tokenizer(str(folder))
-
-
-def make_model(shape: dict[str, Any], seed: int, dtype: torch.dtype, device: str) -> Any:
-    """Random weights, made where they are used."""
-    config = transformers.AutoConfig.for_model(**shape, tie_word_embeddings=True, max_position_embeddings=4_096)
-    torch.manual_seed(seed)
-    auto: Any = transformers.AutoModelForCausalLM
-    with torch.device(device):
-        model = auto.from_config(config, dtype=dtype).eval().requires_grad_(False)
-    model.model.norm.weight.fill_(STEEPNESS)
-    return model
-
-
-def make_pair(
-    shape: dict[str, Any], tokenizer: Tokenizer, device: str, dtype: torch.dtype = torch.bfloat16
-) -> NetworkSet:
-    """Two networks of one shape."""
-    networks = []
-    roles: tuple[Role, Role] = ("aligned", "base")
-    for seed, role in enumerate(roles):
-        model = make_model(shape, seed, dtype, device)
-        networks.append(
-            Network(
-                role=role,
-                name=role,
-                fingerprint=f"random-{seed}",
-                model=model,
-                tokenizer=tokenizer,
-                architecture=describe_architecture(model),
-                eos_ids=frozenset({1}),
-                dtype=dtype,
-                device=torch.device(device),
-                weights=count_weights(model),
-                own_bytes=sum(p.nbytes for p in model.parameters()),
-                artefact=Artefact(Path(), role),
-            )
-        )
-    return join_networks(networks)
-
-
-def prompts(count: int, length: int, seed: int, vocab_size: int) -> list[tuple[int, ...]]:
-    """Random prompts without a common beginning."""
-    generator = torch.Generator().manual_seed(seed)
-    words = torch.randint(3, min(vocab_size, 30_000), (count, length), generator=generator)
-    return [tuple(row) for row in words.tolist()]
 
 
 def copy_bandwidth(device: str) -> float:

@@ -22,7 +22,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engine_gpu import SHAPES, nominal_bandwidth
+from engine_gpu import nominal_bandwidth
+from pairs_gpu import SHAPES
 from workload import conditions, write_json
 
 Widths = dict[str, tuple[int, int]]
