@@ -215,7 +215,12 @@ def _lines_or_array(lines: PromptSource, compression: str | None) -> PromptSourc
             content = file.read(_BEGINNING)
             if not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
                 return None
-            found: list[Any] = json.loads(content + file.read())
+            try:
+                found: list[Any] = json.loads(content + file.read())
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(
+                    f"{source} begins as a JSON array and is none: {error}; give a whole array, or an object a line"
+                ) from error
             return found
 
     def rows() -> Iterator[tuple[str, _Row]]:

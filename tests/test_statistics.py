@@ -150,6 +150,30 @@ def test_intervals_of_few_values_cover_the_truth(num_values: int) -> None:
     assert num_covered >= 915
 
 
+@pytest.mark.parametrize(
+    ("distribution", "num_values", "by_student", "by_normal"),
+    [
+        ("normal", 5, 0.95, 0.88),
+        ("normal", 10, 0.95, 0.92),
+        ("exponential", 10, 0.90, 0.87),
+        ("lognormal", 10, 0.83, 0.80),
+        ("normal", 200, 0.95, 0.95),
+        ("exponential", 200, 0.94, 0.94),
+        ("lognormal", 200, 0.93, 0.93),
+    ],
+)
+def test_intervals_cover_as_often_as_the_pages_say(
+    distribution: str, num_values: int, by_student: float, by_normal: float
+) -> None:
+    """docs/evaluation.md and docs/decisions.md; of 4,000 draws a share of 0.83 has a standard deviation of 0.006."""
+    truth = {"normal": 0.0, "exponential": 1.0, "lognormal": math.exp(0.5)}[distribution]
+    drawn = getattr(np.random.default_rng(15), distribution)(size=(4000, num_values))
+    found = [mean_interval(values) for values in drawn.tolist()]
+    assert np.mean([one.low <= truth <= one.high for one in found]) == pytest.approx(by_student, abs=0.015)
+    errors = drawn.std(1, ddof=1) / math.sqrt(num_values)
+    assert np.mean(np.abs(drawn.mean(1) - truth) <= 1.96 * errors) == pytest.approx(by_normal, abs=0.015)
+
+
 def test_intervals_of_zeros_and_ones_cover_the_truth_where_normal_ones_do_not() -> None:
     """By the binomial distribution of 100 values at 0.97 these cover with 0.969, normal ones with 0.850.
 
